@@ -1,0 +1,173 @@
+"""Talk to a transformed model over many turns: the chain is followed, history is kept in English, missing markers are mended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transllm.data.language import is_language
+from transllm.errors import RunError
+from transllm.generation import Engine, LocalEngine, Sampling, TextStream
+from transllm.model import compute_dtype, default_device, load_folder
+from transllm.tcot import Chain, Kind, Message, Renderer, parse, repaired
+from transllm.tokenizer import SpanTokenizer
+
+_MENDS = 3  # a chain has three markers
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        query: what the user said.
+        query_en: the model's English version of it; the query itself if it was English.
+        answer_en: the answer in English.
+        answer: the answer that is shown.
+        kind: what the model wrote.
+        problems: what was wrong with the chain, mended or not.
+        tokens: tokens written.
+        seconds: time taken.
+    """
+
+    query: str
+    query_en: str
+    answer_en: str
+    answer: str
+    kind: str
+    problems: tuple[str, ...]
+    tokens: int
+    seconds: float
+
+
+class Chat:
+    """A conversation. Earlier turns are kept in English, the new query is in the target language (arXiv 2405.13923).
+
+    So the model reads a history such as the chat model was aligned on, and single-turn training data suffice.
+
+    Args:
+        engine: the merged model.
+        spans: its tokenizers.
+        max_new_tokens: of a whole chain.
+        context: tokens that the model can read; the oldest turns are left out when they no longer fit.
+    """
+
+    def __init__(self, engine: Engine, spans: SpanTokenizer, *, max_new_tokens: int = 1024, context: int = 2048) -> None:
+        self._engine, self._spans, self._renderer = engine, spans, Renderer(spans)
+        self._max_new_tokens, self._context = max_new_tokens, context
+        self.history: list[Reply] = []
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.history = []
+
+    def send(self, text: str, *, stream: Callable[[str], None] | None = None) -> Reply:
+        """Say something and get the answer.
+
+        Args:
+            text: in the target language or in English.
+            stream: called with each new part of the shown answer as it is written.
+        """
+        started = time.monotonic()
+        english = is_language(text, "en", threshold=0.8)
+        prompt = self._prompt(text, english=english)
+        ids: list[int] = []
+        problems: list[str] = []
+        viewer = _Viewer(self._spans, stream)
+        for _ in range(_MENDS + 1):
+            ids = self._go_on(prompt, ids, viewer)
+            chain = parse(ids, markers=self._spans.markers, stop_ids=self._renderer.stop_ids)
+            mended = self._mend(ids, chain, text=text, english=english)
+            if mended is None:
+                break
+            problems.append(chain.problem or f"answered with {chain.kind.value}")
+            ids = mended
+            viewer.restart(ids)
+        viewer.close()
+        if chain.problem:
+            problems.append(chain.problem)
+        decode = self._spans.decode
+        query_en = decode(chain.query_en).strip() or text
+        answer = decode(chain.answer).strip()
+        reply = Reply(text, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value, tuple(problems), len(ids),
+                      time.monotonic() - started)
+        self.history.append(reply)
+        return reply
+
+    def _prompt(self, text: str, *, english: bool) -> list[int]:
+        """Ids of the conversation; the oldest turns go when there is no room for an answer of the usual length."""
+        turns = list(self.history)
+        while True:
+            messages = [message for turn in turns for message in (Message("user", turn.query_en), Message("assistant", turn.answer_en))]
+            ids = self._renderer.prompt([*messages, Message("user", text, "english" if english else "target")])
+            if not turns or len(ids) + self._max_new_tokens <= self._context:
+                return ids
+            turns.pop(0)
+
+    def _go_on(self, prompt: list[int], ids: list[int], viewer: _Viewer) -> list[int]:
+        room = self._max_new_tokens - len(ids)
+        if room <= 0:
+            return ids
+        sampling = Sampling(room, stop_ids=self._renderer.stop_ids)
+        made = next(iter(self._engine.generate([[*prompt, *ids]], sampling=sampling, on_token=lambda _, token: viewer.add(token))))
+        return [*ids, *made.ids]
+
+    def _mend(self, ids: list[int], chain: Chain, *, text: str, english: bool) -> list[int] | None:
+        """Ids to go on from if the chain lacks a marker."""
+        if english and chain.kind is Kind.PLAIN:
+            return None  # the original's own form of an English answer
+        if chain.kind is Kind.TO_ENGLISH and "english" in text.casefold():
+            return None  # who names English asks for a translation, and has it
+        return repaired(ids, markers=self._spans.markers, stop_ids=self._renderer.stop_ids)
+
+
+class _Viewer:
+    """Streams the part of an answer that is shown: after the target marker, or all of an English answer."""
+
+    def __init__(self, spans: SpanTokenizer, write: Callable[[str], None] | None) -> None:
+        self._spans, self._write = spans, write
+        self._stream: TextStream | None = None
+        self._markers: list[int] = []
+
+    def add(self, token: int) -> None:
+        markers = self._spans.markers
+        if token in (markers.english, markers.response, markers.target):
+            self._markers.append(token)
+            shown = token == markers.target or self._markers == [markers.response]
+            self._stream = TextStream(self._spans.decode, self._write) if shown and self._write is not None else None
+        elif self._stream is not None:
+            self._stream.add(token)
+
+    def restart(self, ids: list[int]) -> None:
+        """What was written is now these ids."""
+        self._markers, self._stream = [], None
+        for token in ids:
+            self.add(token)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+def load_chat(folder: Path | str, *, max_new_tokens: int = 1024) -> Chat:
+    """Open a conversation with a transformed model.
+
+    Args:
+        folder: a run folder, or the folder of a merged model.
+        max_new_tokens: of a whole chain.
+
+    Raises:
+        RunError: there is no merged model.
+    """
+    folder = Path(folder)
+    merged = folder / "merge" if (folder / "merge").is_dir() else folder
+    if not (merged / "vocabulary.json").is_file() or not (merged / "config.json").is_file():
+        raise RunError(f"There is no transformed model in '{folder}'. Give a run folder whose 'merge' stage is done, or a merged model's folder.")
+    device = default_device()
+    model, _ = load_folder(merged)
+    model.to(device=device, dtype=compute_dtype("auto", device))
+    spans = SpanTokenizer.load(merged)
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
+    return Chat(LocalEngine(model, pad_id=spans.pad_id, vocabulary=spans.size), spans, max_new_tokens=max_new_tokens, context=context)

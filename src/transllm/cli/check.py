@@ -1,0 +1,114 @@
+"""``transllm check``: all problems of a recipe, or what it will do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from transllm.cli.console import count, listing, out
+from transllm.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from transllm.data import SourceReport
+    from transllm.recipe import Recipe, Source
+
+SAMPLE = 200
+"""Rows of each source that ``--data`` reads."""
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
+                                                     help="Replace a value: finetune.tokens=1000. May be repeated.")]
+
+
+def check(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe.")],
+    overrides: Overrides = None,
+    data: Annotated[bool, typer.Option("--data", help="Also read the first rows of each source (fetches what is not there).")] = False,
+) -> None:
+    """Report all problems of a recipe at once, or say what it will do."""
+    from transllm.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, overrides=overrides or ())
+    refuse_problems(recipe, recipe_file)
+    console = out()
+    console.print(_summary(recipe))
+    if data:
+        problems = _read_samples(recipe)
+        if problems:
+            raise RecipeError(problems, where=str(recipe_file))
+    console.print(f"{recipe_file} is in order. Size it: transllm plan {recipe_file}   Run it: transllm run {recipe_file}", markup=False)
+
+
+def refuse_problems(recipe: Recipe, path: Path) -> None:
+    """Raise a ``RecipeError`` with everything that ``check_recipe`` finds."""
+    from transllm.recipe import check_recipe
+
+    if problems := check_recipe(recipe):
+        raise RecipeError(problems, where=str(path))
+
+
+def _summary(recipe: Recipe) -> Table:
+    """What each stage will do, a line each."""
+    data, target = recipe.data, recipe.target
+    table = listing("Stage", "What it will do",
+                    title=f"{recipe.name}: {recipe.model.source} to {target.name} ({target.native}), marker {target.marker}")
+    table.add_row("data", f"sources: {len(data.parallel)} of pairs, {len(data.target)} of {target.name}, {len(data.english)} of English; "
+                  f"{data.held_out:.1%} held out, {data.development:.1%} for development")
+    table.add_row("extend", f"up to {recipe.extend.vocab_size:,} new sub-words" if recipe.extend.vocab_size else "markers only")
+    for name in ("pretrain", "bitext", "finetune"):
+        stage = getattr(recipe, name)
+        what = (f"{count(stage.tokens)} tokens in {-(-stage.tokens // stage.batch_tokens):,} steps, learning rate {stage.learning_rate:g}"
+                if stage.tokens else "skipped")
+        if name == "finetune":
+            prompts = ", ".join(prompt if isinstance(prompt, str) else prompt.origin for prompt in recipe.recover.prompts)
+            table.add_row("recover", f"{recipe.recover.count:,} answers of the original model; prompts: {prompts}")
+            table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator}'")
+        table.add_row(name, what)
+    lora = recipe.training.lora
+    table.add_row("trained", f"LoRA r={lora.r}, alpha={lora.alpha:g}, and {recipe.training.embeddings} embedding rows")
+    table.add_row("evaluate", f"{recipe.evaluate.sentences} sentences each way, {recipe.evaluate.query_count} queries, "
+                  f"{recipe.evaluate.documents} documents a language")
+    return table
+
+
+def _read_samples(recipe: Recipe) -> list[str]:
+    """Read the first rows of each source; print what became of them, and return the problems."""
+    from transllm.data.sources import read_documents, read_pairs
+    from transllm.recipe import sources_of
+
+    problems: list[str] = []
+    table = listing("Source", "Origin", "Rows", "Kept", "Dropped", "First", title=f"The first rows of each source ({SAMPLE} kept at most)")
+    for where, source in sources_of(recipe):
+        try:
+            if where.startswith(("data.parallel", "evaluate.test_pairs")):
+                pairs = read_pairs([source], language=recipe.target, folder=recipe.folder, limit=SAMPLE, max_dropped=1.0)
+                first = [f"{pair.english} | {pair.target}" for pair in pairs]
+                reports = pairs.reports
+            else:
+                english = where.startswith(("data.english", "recover."))
+                documents = read_documents([source], side="english" if english else "target", language=recipe.target,
+                                           folder=recipe.folder, limit=SAMPLE, max_dropped=1.0)
+                first = [document.text for document in documents]
+                reports = documents.reports
+        except DataError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if not first and not source.optional:
+            problems.append(f"{where}: none of the first rows of {source.origin} can be used. {_why(reports)}")
+        _add_row(table, where, source, reports, first)
+    out().print(table)
+    return problems
+
+
+def _add_row(table: Table, where: str, source: Source, reports: list[SourceReport], first: list[str]) -> None:
+    missing = next((report.missing for report in reports if report.missing), None)
+    sample = " ".join(first[0].split())[:60] if first else missing or ""
+    numbers = (str(sum(getattr(report.counts, key) for report in reports)) for key in ("read", "kept"))
+    table.add_row(escape(where), escape(source.origin), *numbers, _why(reports), escape(sample))
+
+
+def _why(reports: list[SourceReport]) -> str:
+    return ", ".join(f"{number} {reason}" for report in reports for reason, number in report.counts.dropped.items())

@@ -1,0 +1,62 @@
+"""What can go wrong, as a tree.
+
+    TransLLMError               something the user can mend; the command line prints it without a traceback
+    ├── RecipeError             one or more problems of a recipe, all reported at once
+    ├── DataError               a source, a file or a row is not what it should be
+    ├── ModelError              a model or tokenizer cannot be loaded, extended, trained or merged
+    ├── RunError                a run folder, stage or lock is in the way
+    ├── TrainingError           training went wrong in a way that must not pass silently (NaN, empty mask)
+    └── MissingExtraError       an optional dependency is not installed
+
+Every message says what is wrong in one sentence and what to do in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TransLLMError(Exception):
+    """Base of all errors that a user can mend. ``exit_code`` is the command line's."""
+
+    exit_code = 1
+
+
+class RecipeError(TransLLMError):
+    """All problems of one recipe.
+
+    Args:
+        problems: one sentence or two each, in the order of the recipe.
+        where: the recipe's file, if it has one.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str], *, where: str | None = None) -> None:
+        self.problems = list(problems)
+        head = f"{where or 'The recipe'} has {len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DataError(TransLLMError):
+    """A source, a file or a row is not what it should be."""
+
+
+class ModelError(TransLLMError):
+    """A model or tokenizer cannot be loaded, extended, trained or merged."""
+
+
+class RunError(TransLLMError):
+    """A run folder, a stage or a lock is in the way."""
+
+
+class TrainingError(TransLLMError):
+    """Training went wrong in a way that must not pass silently."""
+
+
+class MissingExtraError(TransLLMError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{module}', which is not installed. "
+                         f"Install it with: pip install 'transllm[{extra}]'")

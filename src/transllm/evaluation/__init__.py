@@ -1,0 +1,1 @@
+"""Measure: scores over plain values, scoring of text with a model, the before/after table."""

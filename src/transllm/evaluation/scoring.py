@@ -1,0 +1,147 @@
+"""Score text with a model: bits per byte of documents, and the divergence from the original model on its own answers.
+
+Shapes: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from transllm.evaluation.metrics import bits_per_byte
+from transllm.model import Adapted, Documents, hidden_states
+from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy
+from transllm.training.rows import EncodedRow
+
+if TYPE_CHECKING:
+    from transllm.pipeline.stage import Context
+
+_BATCH_TOKENS = 2048
+SCORED_BYTES = 1000
+"""Documents are scored on their first so many bytes: whole ones would cost minutes and say the same."""
+_WATCHED = 12  # documents scored while training goes on
+
+
+def document_rows(texts: Iterable[str], *, encode: Callable[[list[str]], list[list[int]]], start: int, end: int,
+                  longest: int) -> Iterator[EncodedRow]:
+    """Rows of plain documents: a start token, the text, an end token; long ones are cut into rows, none is dropped.
+
+    Args:
+        encode: texts to ids.
+        start: the token before each row, which says the language; not learned.
+        end: the token after a document.
+        longest: tokens of a row.
+    """
+    for text in texts:
+        ids = [*encode([text])[0], end]
+        share = len(text.encode()) / len(ids)
+        for place in range(0, len(ids), longest - 1):
+            piece = ids[place: place + longest - 1]
+            yield EncodedRow([start, *piece], [False] + [True] * len(piece), round(share * len(piece)))
+
+
+@torch.no_grad()
+def text_bits_per_byte(model: PreTrainedModel, texts: Sequence[str], *, encode: Callable[[list[str]], list[list[int]]], start: int,
+                       head: nn.Module | None = None) -> float:
+    """Bits per byte of texts, each after a start token: comparable across vocabularies.
+
+    Args:
+        model: a decoder with packed attention enabled (or one that packs by positions).
+        encode: texts to ids, in the vocabulary that this model reads them with.
+        start: the token before each text; every byte of the text is scored.
+        head: the projection; None is the model's own.
+    """
+    head = head or model.get_output_embeddings()
+    finish = final_logits(model.config)
+    nats, n_bytes = 0.0, 0
+    training = model.training
+    model.eval()
+    for batch in _batches([[start, *ids] for ids in encode(list(texts))]):
+        documents = Documents([len(ids) for ids in batch], device=model.device)
+        ids_T = torch.tensor([token for ids in batch for token in ids], device=model.device)
+        labels_T = torch.tensor([label for ids in batch for label in [*ids[1:], IGNORE]], device=model.device)
+        hidden = hidden_states(model, ids_T.unsqueeze(0), documents)
+        nats += float(summed_cross_entropy(hidden[0], labels_T, head=head, finish=finish))
+    n_bytes = sum(len(text.encode()) for text in texts)
+    model.train(training)
+    return bits_per_byte(nats, n_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far a model is from the original on the original's own answers.
+
+    Attributes:
+        kl: mean KL(original || model) in nats a token, over the original vocabulary.
+        same: share of positions where both would write the same next token.
+    """
+
+    kl: float
+    same: float
+
+
+@torch.no_grad()
+def divergence(original: PreTrainedModel, model: PreTrainedModel, answers: Sequence[tuple[list[int], list[int]]], *, vocabulary: int,
+               opening: Sequence[int]) -> Divergence:
+    """Compare two models on answers that the original wrote.
+
+    Args:
+        original: its logits are the reference.
+        model: the model to measure.
+        answers: (prompt ids, answer ids with the end of turn).
+        vocabulary: ids below are compared; the model's probability is renormalised over them.
+        opening: what the model writes before an English answer (its marker), which the original does not.
+    """
+    kl, same, count = 0.0, 0, 0
+    for prompt, answer in answers:
+        own = _answer_logits(model, [*prompt, *opening, *answer], len(answer), vocabulary)
+        reference = _answer_logits(original, [*prompt, *answer], len(answer), vocabulary)
+        kl += float((reference.exp() * (reference - own)).sum())
+        same += int((reference.argmax(-1) == own.argmax(-1)).sum())
+        count += len(answer)
+    return Divergence(kl / count, same / count)
+
+
+def held_out_scorer(context: Context, adapted: Adapted) -> Callable[[], float]:
+    """Bits per byte of a few held-out target documents, for the log of a training stage."""
+    from transllm.pipeline.prepare import read_part
+
+    texts = held_out_texts(read_part(context.run, "target", "held_out"), _WATCHED)
+    return lambda: text_bits_per_byte(adapted.base, texts, encode=context.spans.encode_target_batch, start=context.spans.markers.target,
+                                      head=adapted.head)
+
+
+def held_out_texts(rows: Sequence[dict[str, str]], count: int) -> list[str]:
+    """Beginnings of held-out documents, mixed over sources, the same ones every time."""
+    order = sorted(rows, key=lambda row: row["key"])
+    random.Random(0).shuffle(order)
+    texts = []
+    for row in order[:count]:
+        raw = row["text"].encode()[:SCORED_BYTES]
+        texts.append(raw.decode("utf-8", "ignore"))
+    return texts
+
+
+def _answer_logits(model: PreTrainedModel, ids: list[int], answer: int, vocabulary: int) -> torch.Tensor:
+    """Log probabilities over the original vocabulary at each place of the answer. (answer, vocabulary)"""
+    hidden = hidden_states(model, torch.tensor([ids], device=model.device), Documents([len(ids)], device=model.device))
+    logits = final_logits(model.config)(model.get_output_embeddings()(hidden[0, -answer - 1: -1]))
+    return logits[:, :vocabulary].float().log_softmax(-1)
+
+
+def _batches(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Groups of rows of at most ``_BATCH_TOKENS`` tokens, like lengths together."""
+    batch: list[list[int]] = []
+    for row in sorted(rows, key=len):
+        if batch and sum(map(len, batch)) + len(row) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

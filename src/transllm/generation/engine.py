@@ -1,0 +1,58 @@
+"""What an engine is: prompts as token ids in, answers as token ids out, in any order, as they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to decode.
+
+    Attributes:
+        max_new_tokens: after so many an answer is cut.
+        temperature: 0 is greedy.
+        top_p: sample from the smallest set of tokens with this share of the probability.
+        stop_ids: ids that end an answer; the one met is part of the result.
+        seed: of the sampling.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop_ids: frozenset[int] = frozenset()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        index: number of its prompt.
+        ids: what was written, with the stop id if one was met.
+        finish: "stop" at a stop id, "length" if it was cut.
+    """
+
+    index: int
+    ids: list[int]
+    finish: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """Anything that continues prompts."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+                 on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
+        """Continue each prompt.
+
+        Args:
+            prompts: token ids.
+            on_token: called with (prompt number, id) for each new token; for streaming.
+
+        Yields:
+            Each answer when it is done; not in the prompts' order.
+        """
+        ...

@@ -1,0 +1,118 @@
+"""The engine in this process: a transformers model, prompts sorted by length, batches that shrink.
+
+Rows that are done leave the batch as soon as an eighth of them is, so that a few long answers do not make the rest of their
+batch compute for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from transllm.errors import ModelError
+from transllm.generation.engine import Generated, Sampling
+
+
+@dataclass
+class _Row:
+    index: int
+    left: int
+    ids: list[int] = field(default_factory=list)
+
+
+class LocalEngine:
+    """Continues prompts with a model in memory.
+
+    Args:
+        model: a decoder in evaluation mode.
+        pad_id: any valid id; padded places are hidden from attention.
+        batch_size: prompts in work at once.
+        vocabulary: only ids below can be written; None is all. Padding rows of a matrix must never be.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, pad_id: int, batch_size: int = 64, vocabulary: int | None = None) -> None:
+        self._model = model
+        self._pad = pad_id
+        self._batch_size = batch_size
+        self._vocabulary = vocabulary
+        self._context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+                 on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
+        """See ``Engine.generate``.
+
+        Raises:
+            ModelError: a prompt leaves no room in the model's context.
+        """
+        for number, prompt in enumerate(prompts):
+            if not prompt or len(prompt) >= self._context:
+                raise ModelError(f"Prompt {number} has {len(prompt)} tokens; the model takes 1 to {self._context - 1}. Shorten it.")
+        generator = torch.Generator(device=self._model.device).manual_seed(sampling.seed)
+        # Longest first: memory peaks at the start, where it is noticed, and like lengths share a batch.
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        for start in range(0, len(order), self._batch_size):
+            numbers = order[start: start + self._batch_size]
+            rows = [_Row(number, min(sampling.max_new_tokens, self._context - len(prompts[number]))) for number in numbers]
+            yield from self._batch(rows, [prompts[number] for number in numbers], sampling, generator, on_token)
+
+    def _batch(self, rows: list[_Row], prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator,
+               on_token: Callable[[int, int], None] | None) -> Iterator[Generated]:
+        """Continue one batch; rows that are done leave it."""
+        cache, mask, last = self._prefill(prompts, sampling, generator)
+        while True:
+            yield from self._collect(rows, last, sampling, on_token)
+            alive = [place for place, row in enumerate(rows) if row.left > 0]
+            if not alive:
+                return
+            if len(alive) <= len(rows) * 7 // 8:
+                rows = [rows[place] for place in alive]
+                keep = torch.tensor(alive, device=last.device)
+                cache.batch_select_indices(keep)
+                mask, last = mask[keep], last[keep]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            output = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
+                                 past_key_values=cache, use_cache=True)
+            last = self._choose(output.logits[:, -1], sampling, generator)
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling,
+                 generator: torch.Generator) -> tuple[DynamicCache, Tensor, Tensor]:
+        longest = max(map(len, prompts))
+        device = self._model.device
+        ids = torch.full((len(prompts), longest), self._pad, device=device)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        for place, prompt in enumerate(prompts):
+            ids[place, longest - len(prompt):] = torch.tensor(list(prompt), device=device)
+            mask[place, longest - len(prompt):] = 1
+        cache = DynamicCache(config=self._model.config)
+        output = self._model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+                             past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache, mask, self._choose(output.logits[:, -1], sampling, generator)
+
+    def _choose(self, logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+        logits = logits_BV[:, : self._vocabulary]
+        if sampling.temperature == 0:
+            return logits.argmax(-1)
+        probabilities = (logits.float() / sampling.temperature).softmax(-1)
+        if sampling.top_p < 1:
+            ordered, places = probabilities.sort(-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+            probabilities = torch.zeros_like(probabilities).scatter_(-1, places, ordered)
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+    @staticmethod
+    def _collect(rows: Sequence[_Row], last: Tensor, sampling: Sampling, on_token: Callable[[int, int], None] | None) -> Iterator[Generated]:
+        for row, token in zip(rows, last.tolist(), strict=True):
+            if row.left <= 0:
+                continue
+            row.ids.append(token)
+            row.left -= 1
+            if on_token is not None:
+                on_token(row.index, token)
+            if token in sampling.stop_ids or row.left == 0:
+                row.left = 0
+                yield Generated(row.index, row.ids, "stop" if token in sampling.stop_ids else "length")

@@ -1,0 +1,27 @@
+"""Chat models: load one, grow its vocabulary, put an adapter on it, merge it."""
+
+from transllm.model.adapter import Adapted, adapter_digest, attach, load_merged
+from transllm.model.attention import PACKED, Documents, enable_packed, hidden_states
+from transllm.model.grow import grow
+from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest
+from transllm.model.precision import compute_dtype, default_device
+
+__all__ = [
+    "PACKED",
+    "Adapted",
+    "Documents",
+    "LoadedModel",
+    "adapter_digest",
+    "attach",
+    "check_sizes",
+    "compute_dtype",
+    "default_device",
+    "enable_packed",
+    "end_of_turn_ids",
+    "grow",
+    "hidden_states",
+    "load_chat_model",
+    "load_folder",
+    "load_merged",
+    "original_digest",
+]

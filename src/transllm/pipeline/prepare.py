@@ -1,0 +1,82 @@
+"""prepare: read all text once, cut it into training, development and held-out parts, and write what each later stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transllm.data import Counts, Document, Pair
+from transllm.data.sources import documents_of_pairs, read_documents, read_pairs
+from transllm.data.split import exclude, held_texts, part
+from transllm.errors import DataError
+from transllm.files import JsonLines, read_jsonl
+from transllm.pipeline.stage import Context, Result
+
+PARTS = ("train", "development", "held_out")
+
+
+def prepare(context: Context) -> Result:
+    """Write ``{pairs,target,english}.{train,development,held_out}.jsonl``.
+
+    Held-out parts are collected first, in a pass of their own, so that a training row which repeats a held-out text
+    under another key is found and dropped, wherever it stands.
+    """
+    data, language, folder = context.recipe.data, context.recipe.target, context.recipe.folder
+    options: dict[str, Any] = {"language": language, "folder": folder, "cache": context.cache, "max_dropped": data.max_dropped}
+    kept: dict[str, list[Any]] = {}
+    dropped: dict[str, Counts] = {}
+    sources: list[dict[str, Any]] = []
+    with context.progress.task("reading text", 3, "kinds") as bar:
+        pairs = read_pairs(data.parallel, **options)
+        kept["pairs"] = list(pairs)
+        sources += [{**report.as_dict(), "used_as": "pairs"} for report in pairs.reports]
+        bar.advance(1)
+        for side, own in (("target", data.target), ("english", data.english)):
+            if own:
+                documents = read_documents(own, side=side, **options)
+                kept[side] = list(documents)
+                sources += [{**report.as_dict(), "used_as": side} for report in documents.reports]
+            else:
+                dropped[side] = Counts()
+                kept[side] = list(documents_of_pairs(kept["pairs"], side=side, counts=dropped[side]))
+            bar.advance(1)
+    held = held_texts(row for rows in kept.values() for row in rows
+                      if part(row.key, held_out=data.held_out, development=0.0) == "held_out")
+    counts = {name: _write(rows, held, context, name) for name, rows in kept.items()}
+    for name, extra in dropped.items():
+        counts[name][0].dropped.update(extra.dropped)
+    metrics = {f"{name}_{key}": value for name, (_, sizes) in counts.items() for key, value in sizes.items()}
+    _check(metrics)
+    return Result(counts={name: count.as_dict() for name, (count, _) in counts.items()}, metrics=metrics, sources=sources)
+
+
+def read_part(run: Path, name: str, which: str) -> list[dict[str, Any]]:
+    """Rows of one part: pairs (english, target, key, source) or documents (text, key, source)."""
+    return read_jsonl(run / "prepare" / f"{name}.{which}.jsonl")
+
+
+def _write(rows: Iterable[Pair | Document], held: set[int], context: Context, name: str) -> tuple[Counts, dict[str, int]]:
+    data = context.recipe.data
+    counts, sizes = Counts(), dict.fromkeys(PARTS, 0)
+    for which in PARTS:
+        (context.folder / f"{name}.{which}.jsonl").unlink(missing_ok=True)  # of a sitting that was killed
+    with ExitStack() as stack:
+        files = {which: stack.enter_context(JsonLines(context.folder / f"{name}.{which}.jsonl")) for which in PARTS}
+        for row in rows:
+            which = part(row.key, held_out=data.held_out, development=data.development)
+            if which != "held_out" and not list(exclude([row], held, counts=counts)):
+                continue
+            counts.keep()
+            sizes[which] += 1
+            files[which].write(asdict(row))
+    return counts, sizes
+
+
+def _check(metrics: dict[str, int]) -> None:
+    for name in ("target", "english"):
+        if not metrics[f"{name}_train"] or not metrics[f"{name}_held_out"]:
+            raise DataError(f"The cut leaves {metrics[f'{name}_train']} training and {metrics[f'{name}_held_out']} held-out documents of "
+                            f"'{name}' text. Give more text, or raise data.held_out.")

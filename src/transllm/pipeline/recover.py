@@ -1,0 +1,139 @@
+"""recover: the original chat model answers English prompts. Its own words are what teaches the transformed model not to forget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transllm.data import Counts
+from transllm.data.prompts import PromptFilter, read_prompts, seed_prompts
+from transllm.data.split import text_key
+from transllm.errors import DataError, ModelError
+from transllm.files import JsonLines, read_jsonl
+from transllm.generation import LocalEngine, Sampling
+from transllm.model import LoadedModel, compute_dtype, default_device, end_of_turn_ids, load_chat_model
+from transllm.pipeline.stage import Context, Result
+from transllm.recipe.schema import Source
+
+_CHUNK = 4  # batches between two writes
+_GIVE_UP = 8  # rounds of self-prompting that bring nothing new
+
+
+def recover(context: Context) -> Result:
+    """Write ``prompts.jsonl`` (once) and ``conversations.jsonl`` (as answers come)."""
+    recipe, settings = context.recipe, context.recipe.recover
+    loaded = load_chat_model(recipe.model, folder=recipe.folder, cache=context.cache)
+    device = default_device()
+    loaded.model.to(device=device, dtype=compute_dtype(recipe.training.precision, device))
+    stops = frozenset(end_of_turn_ids(loaded.model, loaded.tokenizer))
+    engine = LocalEngine(loaded.model, pad_id=loaded.tokenizer.pad_token_id or 0, batch_size=settings.batch_size,
+                         vocabulary=len(loaded.tokenizer))
+    prompts, counts = _prompts(context, loaded, engine, stops)
+    done = read_jsonl(context.folder / "conversations.jsonl")
+    answered = {row["prompt"] for row in done}
+    waiting = [row for row in prompts if row["prompt"] not in answered]
+    sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature, stop_ids=stops, seed=recipe.seed)
+    with JsonLines(context.folder / "conversations.jsonl") as file, \
+            context.progress.task("answers of the original model", len(prompts), "answers") as bar:
+        bar.advance(len(done))
+        for chunk in _chunks(waiting, settings.batch_size * _CHUNK):
+            for made in engine.generate([_prompt_ids(loaded, row["prompt"]) for row in chunk], sampling=sampling):
+                ids = made.ids[:-1] if made.finish == "stop" else made.ids
+                file.write({**chunk[made.index], "answer": loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                            "finish": made.finish, "tokens": len(made.ids)})
+                bar.advance(1)
+    conversations = read_jsonl(context.folder / "conversations.jsonl")
+    whole = sum(row["finish"] == "stop" for row in conversations)
+    return Result(
+        counts={"prompts": counts, "answers": {"read": len(conversations), "kept": whole, "dropped": {"cut": len(conversations) - whole}}},
+        tokens=sum(row["tokens"] for row in conversations),
+        metrics={"held_out": sum(row["held_out"] for row in conversations)})
+
+
+def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine, stops: frozenset[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The prompts, from disk if an earlier sitting wrote them all. A first few, by hash, are held out for measuring."""
+    file = context.folder / "prompts.jsonl"
+    settings, seed = context.recipe.recover, context.recipe.seed
+    wanted = settings.count + context.recipe.evaluate.answers
+    keep = PromptFilter()
+    known = read_jsonl(file)
+    for row in known:
+        keep(row["prompt"])
+    with JsonLines(file) as lines, context.progress.task("prompts", wanted, "prompts") as bar:
+        bar.advance(len(known))
+        for origin in settings.prompts:
+            if len(known) >= wanted:
+                break
+            candidates = (_written_by_model(loaded, engine, stops, settings.self_prompt_temperature, settings.batch_size, seed, keep)
+                          if origin == "self" else _given(context, origin))
+            name = origin.origin if isinstance(origin, Source) else origin
+            for text in candidates:
+                prompt = keep(text)
+                if prompt is not None:
+                    row = {"prompt": prompt, "origin": name}
+                    lines.write(row)
+                    known.append(row)
+                    bar.advance(1)
+                    if len(known) >= wanted:
+                        break
+    if len(known) <= context.recipe.evaluate.answers:
+        raise DataError(f"There are only {len(known)} prompts, {context.recipe.evaluate.answers} of which are held out for measuring. "
+                        "Add 'self' or a file to recover.prompts.")
+    held = set(sorted((text_key(row["prompt"]) for row in known))[: context.recipe.evaluate.answers])
+    return [{**row, "held_out": text_key(row["prompt"]) in held} for row in known], keep.counts.as_dict()
+
+
+def _given(context: Context, origin: Any) -> Iterator[str]:
+    if origin == "seed":
+        yield from seed_prompts()
+        return
+    yield from read_prompts(origin, side="english", language=context.recipe.target, folder=context.recipe.folder, cache=context.cache)
+
+
+def _written_by_model(loaded: LoadedModel, engine: LocalEngine, stops: frozenset[int], temperature: float, batch: int, seed: int,
+                      keep: PromptFilter) -> Iterator[str]:
+    """User turns that the chat model writes when it is given only its template's user header (Magpie, arXiv 2406.08464)."""
+    header = _user_header(loaded)
+    barren = 0
+    for number in range(10**9):
+        before = keep.counts.kept
+        sampling = Sampling(96, temperature=temperature, top_p=0.95, stop_ids=stops, seed=seed * 1000 + number)
+        for made in engine.generate([header] * batch, sampling=sampling):
+            if made.finish == "stop":
+                yield loaded.tokenizer.decode(made.ids[:-1], skip_special_tokens=True)
+            else:
+                keep.counts.drop("cut")
+        barren = barren + 1 if keep.counts.kept == before else 0
+        if barren >= _GIVE_UP:
+            raise ModelError(f"The model wrote no new usable prompt in {_GIVE_UP * batch} tries, after {keep.counts.kept} prompts. "
+                             "Lower recover.count, or give prompts in a file.")
+
+
+def _user_header(loaded: LoadedModel) -> list[int]:
+    """Ids of the template up to where the user's words begin."""
+    place = "\ue000"
+    rendered: str = loaded.tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False)
+    return list(loaded.tokenizer(rendered[: rendered.index(place)], add_special_tokens=False)["input_ids"])
+
+
+def _prompt_ids(loaded: LoadedModel, prompt: str) -> list[int]:
+    rendered = loaded.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)
+    return list(rendered["input_ids"])
+
+
+def _chunks(rows: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows sorted by length, in chunks whose answers are on disk before the next begins."""
+    order = sorted(rows, key=lambda row: -len(row["prompt"]))
+    for start in range(0, len(order), size):
+        yield order[start: start + size]
+
+
+def count_rejects(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of rows by their 'reason'; rows without one are kept."""
+    counts = Counts()
+    for row in rows:
+        if row.get("reason"):
+            counts.drop(row["reason"])
+        else:
+            counts.keep()
+    return counts.as_dict()

@@ -1,0 +1,197 @@
+"""Run a recipe: every stage in its order, finished ones skipped, changed ones again, killed ones from where they were."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transllm.errors import RecipeError, RunError
+from transllm.evaluation.metrics import Metrics
+from transllm.model.load import original_digest
+from transllm.pipeline.stage import Context, Stage, begin, begun_for, execute, read_manifest
+from transllm.pipeline.stages import STAGES
+from transllm.progress import Progress, Silent
+from transllm.recipe import check_recipe, dump_recipe, load_recipe
+from transllm.recipe.schema import Recipe
+from transllm.report import build_report
+
+State = Literal["done", "stale", "unfinished", "waiting"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder after ``transform``.
+
+    Attributes:
+        folder: the run folder.
+        report: the page, if there is one.
+        metrics: figures of all stages, once *evaluate* is done.
+    """
+
+    folder: Path
+    report: Path | None
+    metrics: Metrics | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """Where a stage stands: its name, state, seconds and tokens if it is done, and a note."""
+
+    name: str
+    state: State
+    seconds: float | None
+    tokens: int | None
+    note: str
+
+
+def transform(
+    recipe: Recipe,
+    *,
+    runs: Path = Path("runs"),
+    until: str | None = None,
+    start: str | None = None,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+) -> Run:
+    """Run the stages of a recipe in ``runs/NAME``.
+
+    Args:
+        until: the last stage to run; None runs all.
+        start: run this stage and those after it again, even if they are done.
+        progress: where progress goes.
+        cache: where wheels are kept.
+
+    Raises:
+        RecipeError: the recipe has problems.
+        RunError: the folder belongs to another recipe or another process is at work in it.
+    """
+    problems = check_recipe(recipe)
+    if problems:
+        raise RecipeError(problems, where=recipe.name)
+    progress = progress or Silent()
+    chosen = _chosen(until)
+    folder = runs / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        _claim(folder, recipe)
+        again = _names()[_names().index(_known(start)):] if start else []
+        digests: dict[str, str] = {}
+        for stage in chosen:
+            digests[stage.name] = _run_stage(stage, recipe, folder, digests, again=stage.name in again, progress=progress, cache=cache)
+            build_report(folder)  # after each stage, so that a long run can be watched
+    metrics = folder / "metrics.json"
+    report = folder / "report.html"
+    return Run(folder, report if report.exists() else None, Metrics.read(metrics) if metrics.exists() else None)
+
+
+def status(folder: Path) -> list[StageStatus]:
+    """Where each stage of a run folder stands.
+
+    Raises:
+        RunError: there is no run.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"'{folder}' is no run folder: it has no recipe.yaml. Give a folder that 'transllm run' made, such as runs/NAME.")
+    recipe = load_recipe(folder / "recipe.yaml")
+    digests: dict[str, str] = {}
+    result = []
+    for stage in STAGES:
+        digest, _ = _digest(stage, recipe, digests)
+        digests[stage.name] = digest
+        manifest = read_manifest(folder / stage.name)
+        if manifest is None:
+            begun = (folder / stage.name).is_dir()
+            result.append(StageStatus(stage.name, "unfinished" if begun else "waiting", None, None, "goes on from here" if begun else ""))
+        else:
+            same = manifest["digest"] == digest
+            result.append(StageStatus(stage.name, "done" if same else "stale", manifest["seconds"], manifest["tokens"] or None,
+                                      "" if same else "the recipe or an input changed: will run again"))
+    return result
+
+
+def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool, progress: Progress,
+               cache: Path | None) -> str:
+    """Bring one stage up to date; gives its digest."""
+    digest, inputs = _digest(stage, recipe, digests)
+    folder = run / stage.name
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest["digest"] == digest and not again:
+        progress.say(f"{stage.name}: done already ({manifest['seconds']:.0f} s)")
+        return digest
+    if folder.exists() and (manifest is not None or begun_for(folder) != digest):
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    begin(folder, digest)
+    progress.stage(stage.name)
+    execute(stage, Context(recipe, run, folder, progress, cache), digest=digest, inputs=inputs)
+    return digest
+
+
+def _digest(stage: Stage, recipe: Recipe, digests: dict[str, str]) -> tuple[str, dict[str, str]]:
+    inputs = {name: digests[name] for name in stage.needs}
+    extra = original_digest(recipe.model, folder=recipe.folder) if "model" in stage.sections else ""
+    return stage.digest(recipe, inputs, extra + _files_digest(recipe, stage)), inputs
+
+
+def _files_digest(recipe: Recipe, stage: Stage) -> str:
+    """Size and time of the local files that a stage's sections name: a changed file makes it stale."""
+    from transllm.recipe.check import sources_of
+
+    found = []
+    for where, source in sources_of(recipe):
+        if source.files is None or where.split(".")[0] not in {section.split(".")[0] for section in stage.sections}:
+            continue
+        for pattern in [source.files] if isinstance(source.files, str) else source.files:
+            path = Path(pattern) if Path(pattern).is_absolute() else recipe.folder / pattern
+            for file in sorted(path.parent.glob(path.name)):
+                if file.is_file():
+                    found.append(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}")
+    return ",".join(found)
+
+
+def _names() -> list[str]:
+    return [stage.name for stage in STAGES]
+
+
+def _known(name: str) -> str:
+    if name not in _names():
+        raise RunError(f"There is no stage '{name}'. The stages are: {', '.join(_names())}.")
+    return name
+
+
+def _chosen(until: str | None) -> Sequence[Stage]:
+    return STAGES if until is None else STAGES[: _names().index(_known(until)) + 1]
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """The folder is this recipe's: same model and language. Settings may change; stages that depend on them run again."""
+    file = folder / "recipe.yaml"
+    if file.exists():
+        other = load_recipe(file)
+        if (other.model.source, other.target.code) != (recipe.model.source, recipe.target.code):
+            raise RunError(f"'{folder}' belongs to another recipe: {other.model.source} to {other.target.name}. "
+                           "Give this recipe another name, or another folder with --runs.")
+    dump_recipe(recipe, file)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time. The system frees the lock when the process ends, however it ends."""
+    import fcntl
+
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise RunError(f"Another process ({file.read().strip() or 'unknown'}) is at work in '{folder}'. "
+                           "Wait for it, stop it, or give another folder with --runs.") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield

@@ -1,0 +1,24 @@
+"""The stages in their order, with what each reads: the whole pipeline on one page."""
+
+from __future__ import annotations
+
+from transllm.pipeline.bridge import bridge
+from transllm.pipeline.evaluate import evaluate
+from transllm.pipeline.extend import extend
+from transllm.pipeline.merge import merge
+from transllm.pipeline.prepare import prepare
+from transllm.pipeline.recover import recover
+from transllm.pipeline.stage import Stage
+from transllm.pipeline.training_stages import bitext, finetune, pretrain
+
+STAGES: tuple[Stage, ...] = (
+    Stage("prepare", (), ("data", "language"), prepare),
+    Stage("extend", ("prepare",), ("model", "language", "extend"), extend),
+    Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain),
+    Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext),
+    Stage("recover", (), ("model", "recover", "evaluate.answers"), recover),
+    Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge),
+    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training"), finetune),
+    Stage("merge", ("extend", "finetune"), ("merge",), merge),
+    Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate),
+)

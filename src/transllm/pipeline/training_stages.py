@@ -1,0 +1,174 @@
+"""pretrain, bitext and finetune: the same adapter and the same loop on three kinds of rows."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transllm.evaluation.scoring import document_rows, held_out_scorer
+from transllm.files import read_jsonl
+from transllm.model import attach, compute_dtype, default_device, enable_packed, load_folder
+from transllm.pipeline.instructions import to_english, to_target
+from transllm.pipeline.prepare import read_part
+from transllm.pipeline.stage import Context, Result
+from transllm.recipe.schema import TrainStage
+from transllm.tcot import Message, Renderer, Span
+from transllm.training import EncodedRow, Rows, train, write_rows
+
+_CHARACTERS_A_TOKEN = 6  # more than any tokenizer makes of a text: enough text for a budget without encoding a whole corpus
+
+
+def pretrain(context: Context) -> Result:
+    """Target-language documents."""
+    def rows() -> Iterator[EncodedRow]:
+        texts = _enough(read_part(context.run, "target", "train"), context, "text", budget=context.recipe.pretrain.tokens)
+        markers = context.spans.markers
+        for encoded in document_rows(texts, encode=context.spans.encode_target_batch, start=markers.target, end=context.renderer.end_id,
+                                     longest=context.recipe.pretrain.sequence_length):
+            yield encoded
+
+    return _train(context, "pretrain", rows, context.recipe.pretrain, before=None)
+
+
+def bitext(context: Context) -> Result:
+    """Sentence pairs in both directions, and English documents as replay."""
+    stage = context.recipe.bitext
+
+    def rows() -> Iterator[EncodedRow]:
+        pairs = _enough(read_part(context.run, "pairs", "train"), context, "target", budget=stage.tokens)
+        shuffle = random.Random(context.recipe.seed)
+        made = 0
+        for pair in pairs:
+            # Each pair serves one direction in a pass: two passes over different text beat one over the same.
+            row = _pair_row(context.renderer, pair, to="target" if shuffle.random() < 0.5 else "english", source_loss=stage.source_loss)
+            if len(row.ids) <= stage.sequence_length:
+                made += len(row.ids)
+                yield row
+        budget = min(made, stage.tokens) * stage.replay / max(1e-9, 1 - stage.replay)
+        texts = [row["text"] for row in _shuffled(read_part(context.run, "english", "train"), context)]
+        for row in document_rows(texts, encode=context.spans.encode_english_batch, start=context.spans.markers.english,
+                                 end=context.renderer.end_id, longest=stage.sequence_length):
+            if budget <= 0:
+                break
+            budget -= len(row.ids)
+            yield row
+
+    return _train(context, "bitext", rows, stage, before="pretrain")
+
+
+def finetune(context: Context) -> Result:
+    """Chains, recovery conversations and translation instructions, in the recipe's shares of rows."""
+    stage = context.recipe.finetune
+    kinds: dict[str, int] = {}
+
+    def rows() -> Iterator[EncodedRow]:
+        chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
+        share = 1 - stage.recovery - stage.translation
+        recovered = [row for row in read_jsonl(context.run / "recover" / "conversations.jsonl")
+                     if row["finish"] == "stop" and not row["held_out"]]
+        pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
+        made = [("chain", _chain_row(context.renderer, row)) for row in chains]
+        made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]
+        made += [("translation", _instruction_row(context, pair, number))
+                 for number, pair in enumerate(pairs[: round(len(chains) * stage.translation / share)])]
+        for kind, row in made:
+            kind = kind if len(row.ids) <= stage.sequence_length else "too long"
+            kinds[kind] = kinds.get(kind, 0) + 1
+            if kind != "too long":
+                yield row
+
+    result = _train(context, "finetune", rows, stage, before="bitext")
+    if kinds:
+        too_long = kinds.pop("too long", 0)
+        result.counts["rows"] = {"read": sum(kinds.values()) + too_long, "kept": sum(kinds.values()), "dropped": {"too long": too_long}}
+        result.metrics["rows_by_kind"] = kinds
+    return result
+
+
+def row_folder(run: Path, stage: str) -> Path:
+    """Where a training stage keeps its encoded rows."""
+    return run / stage / "rows"
+
+
+def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]], stage: TrainStage, *, before: str | None) -> Result:
+    """Build the rows once, load model and adapter, train, write the adapter."""
+    training = context.recipe.training
+    folder = row_folder(context.run, name)
+    device = default_device()
+    dtype = compute_dtype(training.precision, device)
+    model, _ = load_folder(context.run / "extend")
+    adapted = attach(model.to(device), original_size=context.spans.original_size, size=context.spans.size, training=training, dtype=dtype)
+    if before is not None:
+        adapted.load(context.run / before)
+    if stage.tokens == 0:
+        adapted.save(context.folder)
+        return Result(metrics={"skipped": True})
+    encoded = Rows.open(folder) if (folder / "rows.json").exists() else write_rows(rows(), folder)
+    if training.gradient_checkpointing:
+        adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    packed = enable_packed(adapted.base)
+    held_out = held_out_scorer(context, adapted)
+    report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
+                   progress=context.progress, label=name, held_out=held_out)
+    adapted.save(context.folder)
+    shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+    return Result(
+        counts={"training rows": {"read": len(encoded), "kept": len(encoded), "dropped": {}}}, tokens=report.tokens,
+        metrics={"steps": report.steps, "labels": report.labels, "loss": report.loss, "training_seconds": round(report.seconds, 2),
+                 "tokens_per_second": round(report.tokens / max(1e-9, report.seconds), 1), "padding": round(report.padding, 4),
+                 "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), "packed_attention": packed,
+                 "device": str(device), "trained_parameters": sum(parameter.numel() for parameter in adapted.trainable().values())})
+
+
+def _enough(rows: Sequence[dict[str, Any]], context: Context, key: str, *, budget: int) -> Any:
+    """Shuffled rows, as many as a budget in tokens can need; texts of documents, whole rows of pairs."""
+    characters = 0
+    taken = []
+    for row in _shuffled(rows, context):
+        if characters > budget * _CHARACTERS_A_TOKEN:
+            break
+        characters += len(row[key])
+        taken.append(row["text"] if key == "text" else row)
+    return taken
+
+
+def _shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
+    order = list(rows)
+    random.Random(context.recipe.seed).shuffle(order)
+    return order
+
+
+def _pair_row(renderer: Renderer, pair: dict[str, Any], *, to: str, source_loss: bool) -> EncodedRow:
+    markers = renderer.spans.markers
+    english, target = Span(markers.english, pair["english"], "english"), Span(markers.target, pair["target"], "target")
+    spans = [english, target] if to == "target" else [target, english]
+    source = renderer.answer(spans[:1], end=False)
+    ids = [*source, *renderer.answer(spans[1:])]
+    trained = [source_loss] * len(source) + [True] * (len(ids) - len(source))
+    trained[0] = False  # nothing stands before it
+    trained[len(source)] = False  # which direction is asked for is not to be guessed
+    return EncodedRow(ids, trained, len((spans[1].text + (spans[0].text if source_loss else "")).encode()))
+
+
+def _chain_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
+    spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
+    return _conversation(renderer, Message("user", row["query"], "target"), spans)
+
+
+def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
+    return _conversation(renderer, Message("user", row["prompt"]), renderer.recovery(row["answer"]))
+
+
+def _instruction_row(context: Context, pair: dict[str, Any], number: int) -> EncodedRow:
+    renderer, language = context.renderer, context.recipe.target
+    if number % 2:
+        return _conversation(renderer, to_target(pair["english"], language, number), renderer.translation(pair["target"], to="target"))
+    return _conversation(renderer, to_english(pair["target"], language, number), renderer.translation(pair["english"], to="english"))
+
+
+def _conversation(renderer: Renderer, message: Message, spans: Sequence[Span]) -> EncodedRow:
+    ids, trained = renderer.row([message], spans)
+    return EncodedRow(ids, trained, sum(len(span.text.encode()) for span in spans))

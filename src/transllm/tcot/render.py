@@ -1,0 +1,148 @@
+"""Render conversations and chains into token ids, with the mask of what is trained built in the same stroke.
+
+The chat model's own template stays as it is. Contents are cut out of it, so that each is encoded with the vocabulary of its
+language and so that a marker which a user types stays plain text.
+
+The forms of an answer (arXiv 2405.13923; ``<XX>`` is the target language's marker)::
+
+    chain        <EN> query in English <RESPONSE> answer in English <XX> answer in the target language END
+    recovery     <RESPONSE> answer in English END
+    translation  <XX> text END   or   <EN> text END
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from transllm.errors import ModelError
+from transllm.tokenizer import SpanTokenizer
+
+Language = Literal["english", "target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: its text.
+        language: which vocabulary encodes it.
+    """
+
+    role: str
+    content: str
+    language: Language = "english"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A marker and the text that it opens."""
+
+    marker: int
+    text: str
+    language: Language
+
+
+class Renderer:
+    """Renders with one model's template and vocabularies.
+
+    Args:
+        spans: the tokenizers.
+
+    Raises:
+        ModelError: the template hides or repeats a message, or has no end of turn.
+    """
+
+    def __init__(self, spans: SpanTokenizer) -> None:
+        self.spans = spans
+        self._template = spans.original
+        self.end_id = self._end_of_turn()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        eos = self._template.eos_token_id
+        return frozenset({self.end_id, *([] if eos is None else [eos])})
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation, up to where the assistant is to speak."""
+        ids: list[int] = []
+        for piece in _template_pieces(self._template, messages):
+            ids.extend(self._encode(piece.content, piece.language) if isinstance(piece, Message) else self._control(piece))
+        return ids
+
+    def row(self, messages: Sequence[Message], answer: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """A training row: the prompt, not trained, then the answer and its end of turn, trained.
+
+        Returns:
+            ids, and for each whether it is trained.
+        """
+        prompt = self.prompt(messages)
+        said = self.answer(answer)
+        return prompt + said, [False] * len(prompt) + [True] * len(said)
+
+    def answer(self, spans: Sequence[Span], *, end: bool = True) -> list[int]:
+        """Ids of an answer."""
+        ids: list[int] = []
+        for span in spans:
+            ids.append(span.marker)
+            ids.extend(self._encode(span.text, span.language))
+        return [*ids, self.end_id] if end else ids
+
+    def chain(self, *, query_en: str, answer_en: str, answer: str) -> list[Span]:
+        """The spans of a translation chain-of-thought."""
+        markers = self.spans.markers
+        return [Span(markers.english, query_en, "english"), Span(markers.response, answer_en, "english"),
+                Span(markers.target, answer, "target")]
+
+    def recovery(self, answer_en: str) -> list[Span]:
+        """The span of an English answer to an English query."""
+        return [Span(self.spans.markers.response, answer_en, "english")]
+
+    def translation(self, text: str, *, to: Language) -> list[Span]:
+        """The span of a translation."""
+        markers = self.spans.markers
+        return [Span(markers.target if to == "target" else markers.english, text, to)]
+
+    def _encode(self, text: str, language: Language) -> list[int]:
+        return self.spans.encode_english(text) if language == "english" else self.spans.encode_target(text)
+
+    def _control(self, text: str) -> list[int]:
+        """Text of the template itself: here control tokens are what they look like."""
+        return list(self._template(text, add_special_tokens=False)["input_ids"])
+
+    def _end_of_turn(self) -> int:
+        """The first control token that the template writes after an assistant's words, else the end of text."""
+        pieces = _template_pieces(self._template, [Message("user", "?"), Message("assistant", "!")], open_turn=False)
+        tail = pieces[-1]
+        special = set(self._template.all_special_ids)
+        if isinstance(tail, str):
+            for token in self._control(tail):
+                if token in special:
+                    return token
+        eos = self._template.eos_token_id
+        if eos is None:
+            raise ModelError("The chat template writes no control token after an answer, and the tokenizer has no end-of-text token, so the "
+                             "model could never stop. Set eos_token in its tokenizer_config.json.")
+        return int(eos)
+
+
+def _template_pieces(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool = True) -> list[str | Message]:
+    """The rendered template, cut where the contents stand: control text and messages, in order."""
+    # Private-use characters: no template tests for them, none is white space that a template may trim.
+    places = [f"\ue000{number}\ue001" for number in range(len(messages))]
+    stand_ins = [{"role": message.role, "content": place} for message, place in zip(messages, places, strict=True)]
+    rendered: str = tokenizer.apply_chat_template(stand_ins, tokenize=False, add_generation_prompt=open_turn)
+    pieces: list[str | Message] = []
+    for message, place in zip(messages, places, strict=True):
+        if rendered.count(place) != 1:
+            raise ModelError(f"The chat template shows a {message.role} message {rendered.count(place)} times; it must show it once. "
+                             "Give a template that keeps every message with model: {chat_template: FILE}.")
+        before, rendered = rendered.split(place)
+        pieces.extend([before, message] if before else [message])
+    return [*pieces, rendered] if rendered else pieces

@@ -1,0 +1,281 @@
+"""The training loop of every stage: packed rows in, a trained adapter out, resumable at any step.
+
+``accelerate`` places the model, wraps it for several processes and gathers; what is learned, on which tokens and at which
+rate stands here. The state of a run is (trained tensors, optimiser, random numbers, step): the schedule and the order of data
+are functions of the step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from transllm.errors import TrainingError
+from transllm.files import JsonLines, read_jsonl, write_json, write_text
+from transllm.model.adapter import Adapted
+from transllm.progress import Progress
+from transllm.recipe.schema import Training, TrainStage
+from transllm.training.checkpoint import Checkpoints
+from transllm.training.loss import final_logits, summed_cross_entropy
+from transllm.training.packing import Packed, batches_of, pack
+from transllm.training.rows import Rows
+
+_LN2 = math.log(2)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user; the state was saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a training stage did, over all its sittings.
+
+    Attributes:
+        steps: optimiser steps.
+        tokens: tokens seen.
+        labels: tokens learned from.
+        seconds: time in the loop.
+        padding: share of the bins' room left empty.
+        epochs: passes over the rows (a budget in tokens can need a part of one, or several).
+        loss: mean nats a label over the last tenth of the steps.
+    """
+
+    steps: int
+    tokens: int
+    labels: int
+    seconds: float
+    padding: float
+    epochs: float
+    loss: float
+
+
+class _Loss(nn.Module):
+    """The model with its loss, as one module that ``accelerate`` can wrap."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        super().__init__()
+        self.peft = adapted.peft
+        self._adapted = [adapted]  # in a list: its parameters are peft's, they must not be registered twice
+        self._finish = final_logits(adapted.base.config)
+
+    def forward(self, batch: Packed) -> Tensor:
+        adapted = self._adapted[0]
+        hidden_1TD = adapted.hidden(batch.ids_1T, batch.documents)
+        return summed_cross_entropy(hidden_1TD[0], batch.labels_T, head=adapted.head, finish=self._finish)
+
+
+def learning_rate(step: int, steps: int, stage: TrainStage) -> float:
+    """Linear warm-up, then a cosine down to ``min_learning_rate``; ``step`` counts from 0."""
+    warmup = max(1, round(stage.warmup * steps))
+    if step < warmup:
+        return stage.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    floor = stage.min_learning_rate
+    return stage.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def plan_steps(rows: Rows, stage: TrainStage, *, processes: int, seed: int) -> list[list[list[int]]]:
+    """The bins of each optimiser step, for the whole budget; rows are repeated in a new order where the budget needs it.
+
+    Every process computes the same plan and takes its share of each step.
+    """
+    per_step = max(1, round(stage.batch_tokens / stage.micro_tokens))
+    per_step = math.ceil(per_step / processes) * processes
+    lengths = rows.lengths.tolist()
+    bins: list[list[int]] = []
+    tokens, epoch = 0, 0
+    while tokens < stage.tokens:
+        for members in pack(lengths, capacity=stage.micro_tokens, seed=seed + epoch):
+            bins.append(members)
+            tokens += sum(lengths[row] for row in members)
+            if tokens >= stage.tokens:
+                break
+        epoch += 1
+    return [bins[start: start + per_step] for start in range(0, len(bins), per_step)]
+
+
+def train(
+    adapted: Adapted,
+    rows: Rows,
+    *,
+    stage: TrainStage,
+    training: Training,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    label: str,
+    held_out: Callable[[], float] | None = None,
+) -> TrainReport:
+    """Train ``adapted`` in place for the stage's budget.
+
+    Args:
+        rows: encoded rows.
+        folder: checkpoints/ and log.jsonl go here; if they are there from a killed run, training goes on exactly where they end.
+        held_out: gives bits per byte on held-out text; called at the start, the middle and the end.
+
+    Raises:
+        TrainingError: the loss is not a number (the batch is saved in ``folder``).
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    accelerator = Accelerator(cpu=adapted.device.type == "cpu")
+    plan = plan_steps(rows, stage, processes=accelerator.num_processes, seed=seed)
+    torch.manual_seed(seed)
+    optimizer = _optimizer(adapted, stage, training)
+    state = _State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=f"{rows.digest}-{len(plan)}-{stage.batch_tokens}")
+    state.resume()
+    _cut_log(folder / "log.jsonl", state.step)
+    module, optimizer = accelerator.prepare(_Loss(adapted), optimizer)
+    module.train()
+    lengths = rows.lengths
+    saved, recent = time.monotonic(), _Window()
+    held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
+    with JsonLines(folder / "log.jsonl") as log, progress.task(label, stage.tokens, "tokens") as bar:
+        bar.advance(state.tokens)
+        try:
+            while True:
+                if held_out is not None and state.step in held_out_at and accelerator.is_main_process:
+                    log.write({"step": state.step, "tokens": state.tokens, "held_out_bits_per_byte": held_out()})
+                    module.train()
+                if state.step == len(plan):
+                    break
+                started = time.monotonic()
+                bins = plan[state.step]
+                rate = learning_rate(state.step, len(plan), stage)
+                done = _step(module, rows, bins, accelerator, optimizer, adapted, rate=rate, training=training, folder=folder, seed=seed)
+                tokens = int(sum(lengths[row] for members in bins for row in members))
+                state.advance(tokens, done.labels, time.monotonic() - started)
+                recent.add(tokens, done)
+                bar.advance(tokens, f"loss {recent.loss:.3f}")
+                if state.step % training.log_every == 0 or state.step == len(plan):
+                    log.write(recent.line(state, steps=len(plan), rate=rate, norm=done.norm))
+                    recent = _Window()
+                if time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan):
+                    state.save(accelerator)
+                    saved = time.monotonic()
+        except KeyboardInterrupt as error:
+            state.save(accelerator)
+            raise Interrupted from error
+    room = sum(len(bins) for bins in plan) * stage.micro_tokens
+    lines = [line for line in read_jsonl(folder / "log.jsonl") if "loss" in line]
+    last = lines[-max(1, len(lines) // 10):]
+    return TrainReport(
+        steps=len(plan), tokens=state.tokens, labels=state.labels, seconds=state.seconds, padding=1 - state.tokens / room,
+        epochs=state.tokens / rows.tokens, loss=sum(line["loss"] for line in last) / len(last))
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    nats: float
+    labels: int
+    n_bytes: int
+    norm: float
+
+
+def _step(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelerator: Accelerator, optimizer: Any, adapted: Adapted, *,
+          rate: float, training: Training, folder: Path, seed: int) -> _Done:
+    """One optimiser step. The gradient is of the mean over all labels of the step, however bins and processes share them."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = list(batches_of(rows, bins[rank::world], device=adapted.device))
+    counts = torch.tensor([sum(batch.labels for batch in mine), sum(batch.n_bytes for batch in mine)], device=adapted.device)
+    labels, n_bytes = (int(count) for count in accelerator.reduce(counts, reduction="sum"))
+    nats = torch.zeros((), device=adapted.device)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_factor"]
+    for batch in mine:
+        loss = module(batch)
+        nats += loss.detach()
+        # Processes average their gradients; times their number gives the sum that the mean over all labels needs.
+        accelerator.backward(loss * (world / labels))
+    norm = accelerator.clip_grad_norm_(list(adapted.trainable().values()), training.clip_gradient)
+    total = float(accelerator.reduce(nats, reduction="sum"))
+    if not math.isfinite(total) or not math.isfinite(float(norm)):
+        write_json(folder / "not_a_number.json", {"seed": seed, "rows": [list(members) for members in bins]})
+        raise TrainingError(f"The loss is not a number (loss {total}, gradient norm {float(norm)}). The rows of this step are listed in "
+                            f"{folder / 'not_a_number.json'}. Lower the learning rate, or look at them with 'transllm inspect batch'.")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return _Done(total, labels, n_bytes, float(norm))
+
+
+def _optimizer(adapted: Adapted, stage: TrainStage, training: Training) -> torch.optim.AdamW:
+    """AdamW; embedding rows have a rate of their own and no decay: decay would pull rare tokens to zero."""
+    parameters = adapted.trainable()
+    rows = [parameter for name, parameter in parameters.items() if "lora_" not in name]
+    lora = [parameter for name, parameter in parameters.items() if "lora_" in name]
+    factor = (training.new_rows_learning_rate or stage.learning_rate) / stage.learning_rate
+    groups = [{"params": lora, "weight_decay": stage.weight_decay, "rate_factor": 1.0},
+              {"params": rows, "weight_decay": 0.0, "rate_factor": factor}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+class _State:
+    """Where training stands, on disk and in memory."""
+
+    def __init__(self, adapted: Adapted, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, *, digest: str) -> None:
+        self._adapted, self._optimizer, self._checkpoints, self._digest = adapted, optimizer, checkpoints, digest
+        self.step = self.tokens = self.labels = 0
+        self.seconds = 0.0
+
+    def advance(self, tokens: int, labels: int, seconds: float) -> None:
+        self.step += 1
+        self.tokens += tokens
+        self.labels += labels
+        self.seconds += seconds
+
+    def save(self, accelerator: Accelerator) -> None:
+        if accelerator.is_main_process:
+            self._checkpoints.save(self.step, {
+                "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "seconds": self.seconds,
+                "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "random": torch.get_rng_state()})
+        accelerator.wait_for_everyone()
+
+    def resume(self) -> None:
+        saved = self._checkpoints.latest()
+        if saved is None or saved["digest"] != self._digest:
+            return
+        self._adapted.load_state(saved["trained"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"])
+        self.step, self.tokens, self.labels, self.seconds = (saved[name] for name in ("step", "tokens", "labels", "seconds"))
+
+
+class _Window:
+    """Sums since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._nats, self._labels, self._bytes, self._tokens, self._started = 0.0, 0, 0, 0, time.monotonic()
+
+    def add(self, tokens: int, done: _Done) -> None:
+        self._nats += done.nats
+        self._labels += done.labels
+        self._bytes += done.n_bytes
+        self._tokens += tokens
+
+    @property
+    def loss(self) -> float:
+        return self._nats / max(1, self._labels)
+
+    def line(self, state: _State, *, steps: int, rate: float, norm: float) -> dict[str, Any]:
+        return {
+            "step": state.step, "steps": steps, "tokens": state.tokens, "loss": self.loss,
+            "bits_per_byte": self._nats / _LN2 / max(1, self._bytes), "learning_rate": rate, "gradient_norm": norm,
+            "tokens_per_second": self._tokens / max(1e-9, time.monotonic() - self._started), "seconds": round(state.seconds, 3),
+            "memory_gib": psutil.Process().memory_info().rss / 2**30}
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Remove lines that lie behind the checkpoint: their steps will be done again."""
+    import json
+
+    kept = [line for line in read_jsonl(path) if line["step"] < step or (line["step"] == step and "loss" in line)]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,90 @@
+"""What types cannot tell of a recipe: contradictions and missing files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transllm.recipe import Recipe, check_recipe, load_recipe, sources_of
+
+GOOD = """
+model: org/some-chat
+language: th
+data:
+  parallel: [{hub: org/pairs, columns: [en, th]}]
+"""
+
+
+def checked(folder: Path, text: str = GOOD, *overrides: str) -> list[str]:
+    path = folder / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return check_recipe(load_recipe(path, overrides=overrides))
+
+
+def test_a_good_recipe_has_no_problems(tmp_path: Path) -> None:
+    assert checked(tmp_path) == []
+
+
+@pytest.mark.parametrize("override,expected", [
+    ("pretrain.micro_tokens=1000000", "pretrain.micro_tokens (1000000) is more than pretrain.batch_tokens (524288)"),
+    ("bitext.sequence_length=20000", "bitext.sequence_length (20000) is more than bitext.micro_tokens (16384)"),
+    ("finetune.tokens=100", "finetune.tokens (100) is less than one step"),
+    ("data.held_out=0", "data.held_out is 0"),
+    ("data={parallel: [{hub: a/b}], held_out: 0.6, development: 0.4}", "leave nothing to train on"),
+    ("bridge={min_length_ratio: 3}", "every example would be dropped"),
+    ("recover.prompts=[]", "recover.prompts is empty"),
+    ("data.parallel=[{hub: a/b, columns: [x]}]", "data.parallel[0] gives documents, not pairs"),
+    ("data.parallel=[{hub: a/b, side: english}]", "data.parallel[0] gives documents, not pairs"),
+    ("data.target=[{hub: a/b, columns: [x, y]}]", "data.target[0] gives pairs, not documents. Add 'side: target'"),
+    ("data.parallel.0={package: foo}", "data.parallel[0].package 'foo' does not pin"),
+    ("data.parallel.0={files: 'none*.tsv'}", "none*.tsv'. Mend the path"),
+    ("data.parallel.0.format=jsonl", ""),
+    ("model=package:foo", "does not pin the package"),
+    ("model=./nowhere", "model.source: there is no '"),
+    ("model=weights.gguf", "model.source: there is no '"),
+    ("model={source: a/b, chat_template: none.jinja}", "model.chat_template: there is no file"),
+    ("language={code: en, name: English, native: English}", "<EN>, which the method uses itself"),
+    ("language={code: Q Y, name: Quechua, native: Runasimi}", "language.code must be lower-case letters"),
+    ("language={code: quy, name: '', native: Runasimi, latin: perhaps}", "language.name must be a text"),
+])
+def test_each_problem_is_told(tmp_path: Path, override: str, expected: str) -> None:
+    found = checked(tmp_path, GOOD, override)
+    if expected:
+        assert any(expected in sentence for sentence in found), found
+    else:
+        assert found == []
+
+
+def test_files_are_looked_for_from_the_recipes_folder(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.tsv").write_text("x\ty\n")
+    text = GOOD.replace("hub: org/pairs, columns: [en, th]", "files: [sub/a.tsv, 'sub/*.tsv', sub/b.tsv]")
+    found = checked(tmp_path, text)
+    assert len(found) == 1 and str(tmp_path / "sub" / "b.tsv") in found[0] and "data.parallel[0].files" in found[0]
+    assert checked(tmp_path, text, "data.parallel.0.optional=true") == []
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    found = checked(tmp_path, GOOD, "data.parallel=[]")
+    assert [sentence.split(",")[0] for sentence in found] == [
+        "data.parallel is empty", "data.parallel is empty", "data.target and data.parallel are empty"]
+    assert "bitext.tokens" in found[0] and "translator" in found[1]
+    assert checked(tmp_path, GOOD, "data={target: [{hub: a/b}]}", "bitext.tokens=0", "finetune.tokens=0") == []
+
+
+def test_a_skipped_stage_is_not_checked(tmp_path: Path) -> None:
+    assert checked(tmp_path, GOOD, "pretrain={tokens: 0, micro_tokens: 1000000}") == []
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    assert len(checked(tmp_path, GOOD, "model=./nowhere", "data.held_out=0", "recover.prompts=[]", "finetune.tokens=100")) == 4
+
+
+def test_sources_of_names_every_source(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD + "recover: {prompts: [seed, {hub: a/p}]}\nevaluate: {test_pairs: {files: t.tsv}, queries: {files: q.txt}}\n")
+    recipe: Recipe = load_recipe(path)
+    assert [(where, source.origin) for where, source in sources_of(recipe)] == [
+        ("data.parallel[0]", "hub:org/pairs"), ("recover.prompts[1]", "hub:a/p"), ("evaluate.test_pairs", "files:t.tsv"),
+        ("evaluate.queries", "files:q.txt")]
