@@ -10,7 +10,7 @@ from pathlib import Path
 from transllm.data.language import is_language
 from transllm.errors import RunError
 from transllm.generation import Engine, LocalEngine, Sampling, TextStream
-from transllm.model import compute_dtype, default_device, load_folder
+from transllm.model import compute_dtype, default_device, load_folder, place
 from transllm.tcot import Chain, Kind, Message, Renderer, parse, repaired
 from transllm.tokenizer import SpanTokenizer
 
@@ -167,7 +167,7 @@ def load_chat(folder: Path | str, *, max_new_tokens: int = 1024) -> Chat:
         raise RunError(f"There is no transformed model in '{folder}'. Give a run folder whose 'merge' stage is done, or a merged model's folder.")
     device = default_device()
     model, _ = load_folder(merged)
-    model.to(device=device, dtype=compute_dtype("auto", device))
+    place(model, device, compute_dtype("auto", device))
     spans = SpanTokenizer.load(merged)
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
     return Chat(LocalEngine(model, pad_id=spans.pad_id, vocabulary=spans.size), spans, max_new_tokens=max_new_tokens, context=context)

@@ -8,24 +8,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from transllm.evaluation.metrics import bits_per_byte
-from transllm.model import Adapted, Documents, hidden_states
+from transllm.model import Documents, hidden_states
 from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy
 from transllm.training.rows import EncodedRow
-
-if TYPE_CHECKING:
-    from transllm.pipeline.stage import Context
 
 _BATCH_TOKENS = 2048
 SCORED_BYTES = 1000
 """Documents are scored on their first so many bytes: whole ones would cost minutes and say the same."""
-_WATCHED = 12  # documents scored while training goes on
 
 
 def document_rows(texts: Iterable[str], *, encode: Callable[[list[str]], list[list[int]]], start: int, end: int,
@@ -106,15 +101,6 @@ def divergence(original: PreTrainedModel, model: PreTrainedModel, answers: Seque
         same += int((reference.argmax(-1) == own.argmax(-1)).sum())
         count += len(answer)
     return Divergence(kl / count, same / count)
-
-
-def held_out_scorer(context: Context, adapted: Adapted) -> Callable[[], float]:
-    """Bits per byte of a few held-out target documents, for the log of a training stage."""
-    from transllm.pipeline.prepare import read_part
-
-    texts = held_out_texts(read_part(context.run, "target", "held_out"), _WATCHED)
-    return lambda: text_bits_per_byte(adapted.base, texts, encode=context.spans.encode_target_batch, start=context.spans.markers.target,
-                                      head=adapted.head)
 
 
 def held_out_texts(rows: Sequence[dict[str, str]], count: int) -> list[str]:

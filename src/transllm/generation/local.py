@@ -75,8 +75,9 @@ class LocalEngine:
                 cache.batch_select_indices(keep)
                 mask, last = mask[keep], last[keep]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            output = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
-                                 past_key_values=cache, use_cache=True)
+            # Rows that are done but still in the batch may run past the context; their positions must stay in it.
+            positions = (mask.sum(1, keepdim=True) - 1).clamp_max(self._context - 1)
+            output = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
             last = self._choose(output.logits[:, -1], sampling, generator)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling,

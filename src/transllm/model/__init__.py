@@ -3,7 +3,7 @@
 from transllm.model.adapter import Adapted, adapter_digest, attach, load_merged
 from transllm.model.attention import PACKED, Documents, enable_packed, hidden_states
 from transllm.model.grow import grow
-from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest
+from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest, place, save_folder
 from transllm.model.precision import compute_dtype, default_device
 
 __all__ = [
@@ -24,4 +24,6 @@ __all__ = [
     "load_folder",
     "load_merged",
     "original_digest",
+    "place",
+    "save_folder",
 ]

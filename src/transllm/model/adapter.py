@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.model.attention import Documents, hidden_states
-from transllm.model.load import load_folder
+from transllm.model.load import load_folder, quiet, weight_of
 from transllm.model.lora import use_our_layer
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.recipe.schema import Lora, Training
@@ -91,7 +91,7 @@ class Adapted:
             ModelError: names or shapes differ from what trains here.
         """
         parameters = self.trainable()
-        if parameters.keys() != state.keys():
+        if _shapes(parameters) != _shapes(state):
             raise ModelError("The saved adapter trains other weights than this recipe does. Did 'training.lora' or 'training.embeddings' "
                              "change? Run the stage again from its start.")
         with torch.no_grad():
@@ -102,8 +102,7 @@ class Adapted:
         """Write the adapter (peft's format) and the trained rows."""
         folder.mkdir(parents=True, exist_ok=True)
         self.peft.peft_config["default"].save_pretrained(str(folder))
-        lora = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in lora.items() if "lora_" in name}, str(folder / _WEIGHTS))
+        save_file({name: tensor.contiguous().cpu() for name, tensor in _lora_state(self.peft).items()}, str(folder / _WEIGHTS))
         save_file(_rows_state(self.base), str(folder / _ROWS), metadata={"first_new_id": str(self.original_size)})
 
     def load(self, folder: Path) -> None:
@@ -112,13 +111,16 @@ class Adapted:
         Raises:
             ModelError: the adapter does not fit this model.
         """
-        result = set_peft_model_state_dict(self.peft, _adapter_file(folder, _WEIGHTS))
-        if result.unexpected_keys:
-            raise ModelError(f"The adapter in '{folder}' has weights that this model lacks. Was it made for another model? Run its stage again.")
+        saved = _adapter_file(folder, _WEIGHTS)
+        if _shapes(saved) != _shapes(_lora_state(self.peft)):
+            raise ModelError(f"The adapter in '{folder}' has other weights than this model. Was it made for another model, or with another "
+                             "'training.lora'? Run its stage again.")
+        set_peft_model_state_dict(self.peft, saved)
         rows = _adapter_file(folder, _ROWS)
         own = _row_parameters(self.base)
-        if rows.keys() - own.keys():
-            raise ModelError(f"The rows in '{folder}' were trained with 'embeddings: all', this recipe trains new rows only. Use one of both.")
+        if rows.keys() != own.keys():
+            raise ModelError(f"The rows in '{folder}' ({', '.join(sorted(rows))}) are not those that this recipe trains "
+                             f"({', '.join(sorted(own))}). Use one setting of 'embeddings' in all stages of one model.")
         with torch.no_grad():
             for name, tensor in rows.items():
                 if own[name].shape != tensor.shape:
@@ -136,19 +138,21 @@ def attach(model: PreTrainedModel, *, original_size: int, size: int, training: T
         training: LoRA and embedding settings.
         dtype: precision of the frozen weights; trained ones are float32.
     """
-    model.to(dtype=dtype)
+    nn.Module.to(model, dtype=dtype)
     model.requires_grad_(False)
-    tied = model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    embedding_weight, head_weight = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
+    tied = embedding_weight.data_ptr() == head_weight.data_ptr()
     train_old = training.embeddings == "all"
 
-    def split(weight: Tensor) -> SplitEmbedding:
-        return SplitEmbedding(weight[:original_size], weight[original_size:size], train_old=train_old)
+    def split(weight: Tensor, scale: Tensor | None = None) -> SplitEmbedding:
+        return SplitEmbedding(weight[:original_size], weight[original_size:size], train_old=train_old, scale=scale)
 
-    embedding = split(model.get_input_embeddings().weight)
-    head = SplitHead(embedding if tied else split(model.get_output_embeddings().weight))
+    embedding = split(embedding_weight, _embedding_scale(model.get_input_embeddings()))
+    head = SplitHead(embedding if tied else split(head_weight))
     model.set_input_embeddings(embedding)
     model.set_output_embeddings(head)
-    peft = get_peft_model(model, use_our_layer(_peft_config(training.lora)))
+    with quiet():
+        peft = get_peft_model(model, use_our_layer(_peft_config(training.lora)))
     for module in {embedding, head.rows}:
         module.new.requires_grad_(True)
         module.old.requires_grad_(train_old)
@@ -171,6 +175,7 @@ def load_merged(base: Path, adapter: Path | None, *, dtype: torch.dtype | None =
     model, tokenizer = load_folder(base)
     stored = model.dtype
     model = model.float()
+    _existing(adapter, _WEIGHTS)
     rows = _adapter_file(adapter, _ROWS)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     first_new = _first_new(adapter)
@@ -179,7 +184,8 @@ def load_merged(base: Path, adapter: Path | None, *, dtype: torch.dtype | None =
             weight = embedding.weight if name.startswith("embedding") else head.weight
             start = first_new if name.endswith("new") else 0
             weight[start: start + tensor.shape[0]] = tensor
-    merged = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu").merge_and_unload()
+    with quiet():
+        merged = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu").merge_and_unload()
     return merged.to(dtype=dtype or stored).eval(), tokenizer
 
 
@@ -210,11 +216,35 @@ def _rows_state(model: PreTrainedModel) -> dict[str, Tensor]:
 def _first_new(folder: Path) -> int:
     from safetensors import safe_open
 
-    with safe_open(str(folder / _ROWS), framework="pt") as file:
+    with safe_open(str(_existing(folder, _ROWS)), framework="pt") as file:
         return int(file.metadata()["first_new_id"])
 
 
 def _adapter_file(folder: Path, name: str) -> dict[str, Tensor]:
+    return load_file(str(_existing(folder, name)))
+
+
+def _existing(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
         raise ModelError(f"There is no adapter in '{folder}' ({name} is missing). Run the stage that writes it.")
-    return load_file(str(folder / name))
+    return folder / name
+
+
+def _lora_state(peft: PeftModel) -> dict[str, Tensor]:
+    state = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    return {name: tensor for name, tensor in state.items() if "lora_" in name}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _embedding_scale(embedding: nn.Module) -> Tensor | None:
+    """What an embedding multiplies its rows with. One that does anything else cannot be split without changing the model."""
+    if type(embedding).forward is nn.Embedding.forward:
+        return None
+    scale = getattr(embedding, "embed_scale", None)
+    if scale is None:
+        raise ModelError(f"The model's embedding is a {type(embedding).__name__}, which does more than look rows up, so an adapter on it would "
+                         "change the original model. Open an issue with the model's name.")
+    return torch.as_tensor(scale)

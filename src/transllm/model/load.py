@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from transllm.data.package import package_file
@@ -45,19 +47,21 @@ class LoadedModel:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     name: str
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and warnings of transformers while we load; our own progress speaks."""
+    """No progress bars and notices of transformers and peft; our own progress speaks. Errors still come through."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         # The GGUF reader draws a bar that no setting turns off.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # peft asks transformers for a property by its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -123,17 +127,40 @@ def load_folder(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[PreT
     return model.eval(), tokenizer
 
 
+def save_folder(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's weights and configuration."""
+    with quiet():
+        model.save_pretrained(folder)
+
+
 def check_sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
     """Config, tokenizer, embedding and head must agree on the size of the vocabulary.
 
     A matrix may be larger than the tokenizer (padding rows), never smaller.
     """
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    head = int(model.get_output_embeddings().weight.shape[0])
+    rows, head = weight_of(model.get_input_embeddings()).shape[0], weight_of(model.get_output_embeddings()).shape[0]
     config = int(model.config.get_text_config().vocab_size)
     if not (config == rows == head) or len(tokenizer) > rows:
         raise ModelError(f"Sizes disagree in {where}: config {config}, embedding {rows}, head {head}, tokenizer {len(tokenizer)}. "
                          "The folder was changed by hand or written by another tool; run 'extend' again.")
+
+
+def weight_of(module: nn.Module | None) -> Tensor:
+    """The weight matrix of an embedding or a head.
+
+    Raises:
+        ModelError: it has none.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"The model's embedding or head ({type(module).__name__}) has no weight matrix, so it is no model that can be extended.")
+    return weight
+
+
+def place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Move a model, and cast it if asked."""
+    moved: PreTrainedModel = nn.Module.to(model, device=device, dtype=dtype)
+    return moved
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -145,12 +172,16 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def original_digest(source: ModelSource, *, folder: Path, cache: Path | None = None) -> str:
-    """Digest of what the recipe names: of the files for local models (size and time, not content), of the name for the hub."""
-    if not (Path(source.source).exists() or (folder / source.source).exists()):
-        return hashlib.sha256(repr((source.source, source.file, source.revision)).encode()).hexdigest()[:16]
-    path, gguf = _resolve(source, folder=folder, cache=cache)
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).glob(gguf or "*")):
+    """Digest of what the recipe names: of the files for local models and templates (size and time, not content), else of the name."""
+    digest = hashlib.sha256(repr((source.source, source.file, source.revision)).encode())
+    files: list[Path] = []
+    if (folder / Path(source.source).expanduser()).exists():
+        digest = hashlib.sha256()
+        path, gguf = _resolve(source, folder=folder, cache=cache)
+        files = sorted(Path(path).glob(gguf or "*"))
+    if source.chat_template is not None and "{" not in source.chat_template:
+        files.append(folder / source.chat_template)
+    for file in files:
         if file.is_file():
             digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
@@ -184,7 +215,7 @@ def _without_quantiser(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config

@@ -20,15 +20,19 @@ class SplitEmbedding(nn.Module):
     Args:
         old_VD: the original rows; trained too if ``train_old``.
         new_ND: rows of ids V to V + N, kept in float32 so that small updates are not lost to rounding.
+        scale: what the model's family multiplies embeddings with (Gemma); None is nothing. The head does not see it.
     """
 
-    def __init__(self, old_VD: Tensor, new_ND: Tensor, *, train_old: bool = False) -> None:
+    scale: Tensor | None
+
+    def __init__(self, old_VD: Tensor, new_ND: Tensor, *, train_old: bool = False, scale: Tensor | None = None) -> None:
         super().__init__()
         dtype = torch.float32 if train_old else old_VD.dtype
         self.old = nn.Parameter(old_VD.detach().to(dtype), requires_grad=train_old)
         self.new = nn.Parameter(new_ND.detach().to(torch.float32, copy=True))
         self.compute_dtype = old_VD.dtype
         self.original_only = False
+        self.register_buffer("scale", scale, persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -41,7 +45,8 @@ class SplitEmbedding(nn.Module):
         is_new = ids >= first_new
         hidden = F.embedding(ids.masked_fill(is_new, 0), self.old).to(self.compute_dtype)
         rows = F.embedding((ids - first_new).clamp_min(0), self.new).to(self.compute_dtype)
-        return torch.where(is_new.unsqueeze(-1), rows, hidden)
+        hidden = torch.where(is_new.unsqueeze(-1), rows, hidden)
+        return hidden if self.scale is None else hidden * self.scale.to(self.compute_dtype)
 
 
 class SplitHead(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 from transllm.data.language import is_language
 from transllm.files import read_jsonl, write_text
 from transllm.generation import LocalEngine
-from transllm.model import compute_dtype, default_device, load_merged
+from transllm.model import compute_dtype, default_device, load_merged, place
 from transllm.pipeline.recover import count_rejects
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import Bridge
@@ -57,7 +57,7 @@ def make_translator(context: Context) -> Translator:
         return ApertiumTranslator(context.recipe.target)
     device = default_device()
     model, _ = load_merged(context.run / "extend", context.run / "bitext", dtype=compute_dtype(context.recipe.training.precision, device))
-    engine = LocalEngine(model.to(device), pad_id=context.spans.pad_id, batch_size=context.recipe.bridge.batch_size,
+    engine = LocalEngine(place(model, device), pad_id=context.spans.pad_id, batch_size=context.recipe.bridge.batch_size,
                          vocabulary=context.spans.size)
     return SelfTranslator(engine, context.renderer)
 

@@ -22,7 +22,8 @@ from transllm.evaluation.metrics import Metrics, StageMetrics, bleu_tokenizer, s
 from transllm.evaluation.scoring import divergence, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
 from transllm.generation import LocalEngine, Sampling
-from transllm.model import compute_dtype, default_device, enable_packed, load_folder, load_merged
+from transllm.model import compute_dtype, default_device, enable_packed, load_folder, load_merged, place
+from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
@@ -56,9 +57,10 @@ def load_measured(run: Path, name: str, *, original_size: int, dtype: torch.dtyp
     model, _ = load_merged(run / "extend", None if name in ("original", "extend") else run / name, dtype=dtype)
     if name == "original":
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        rows = nn.Parameter(embedding.weight[:original_size], requires_grad=False)
-        tied = embedding.weight.data_ptr() == head.weight.data_ptr()
-        head.weight = rows if tied else nn.Parameter(head.weight[:original_size], requires_grad=False)
+        old, old_head = weight_of(embedding), weight_of(head)
+        rows = nn.Parameter(old[:original_size], requires_grad=False)
+        tied = old.data_ptr() == old_head.data_ptr()
+        head.weight = rows if tied else nn.Parameter(old_head[:original_size], requires_grad=False)
         embedding.weight = rows
         model.config.get_text_config().vocab_size = original_size
     return model
@@ -117,7 +119,8 @@ def _queries(context: Context) -> tuple[list[str], str]:
                                cache=context.cache)
         if queries:
             return queries[: settings.query_count], settings.queries.origin
-    rows = sorted(read_part(context.run, "pairs", "held_out"), key=lambda row: (not row["target"].rstrip().endswith(("?", "？", "؟")), row["key"]))
+    rows = read_part(context.run, "pairs", "held_out")
+    rows.sort(key=lambda row: (not row["target"].rstrip().endswith(("?", "？", "؟")), row["key"]))
     return [row["target"] for row in rows if len(row["target"]) <= 200][: settings.query_count], "held-out sentences, questions first"
 
 
@@ -126,20 +129,21 @@ def _measure(context: Context, name: str, material: _Material) -> dict[str, Any]
     spans, recipe = context.spans, context.recipe
     device = default_device()
     dtype = compute_dtype(recipe.training.precision, device)
-    model = load_measured(context.run, name, original_size=spans.original_size, dtype=dtype).to(device)
+    model = place(load_measured(context.run, name, original_size=spans.original_size, dtype=dtype), device)
     own_attention = model.config._attn_implementation
     enable_packed(model)
     is_original, is_tuned = name == "original", name in ("finetune", "merge")
     start_target, start_english = ((context.renderer.end_id,) * 2 if is_original else (spans.markers.target, spans.markers.english))
     with context.progress.task(f"{name}: reading held-out text", 3, "parts") as bar:
-        figures: dict[str, Any] = {"bits_per_byte_target": text_bits_per_byte(
-            model, material.target_texts, encode=spans.encode_english_batch if is_original else spans.encode_target_batch, start=start_target)}
+        encode = spans.encode_english_batch if is_original else spans.encode_target_batch
+        figures: dict[str, Any] = {
+            "bits_per_byte_target": text_bits_per_byte(model, material.target_texts, encode=encode, start=start_target)}
         bar.advance(1)
         figures["bits_per_byte_english"] = text_bits_per_byte(
             model, material.english_texts, encode=spans.encode_english_batch, start=start_english)
         bar.advance(1)
         if not is_original:
-            original = load_measured(context.run, "original", original_size=spans.original_size, dtype=dtype).to(device)
+            original = place(load_measured(context.run, "original", original_size=spans.original_size, dtype=dtype), device)
             enable_packed(original)
             found = divergence(original, model, material.answers, vocabulary=spans.original_size,
                                opening=(spans.markers.response,) if is_tuned else ())
@@ -197,7 +201,8 @@ def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message]
     return replies
 
 
-def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *, original: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
+              original: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Answers to unseen target-language queries, as they come: a missing marker is not mended here."""
     spans, code = context.spans, context.recipe.target.code
     messages = [Message("user", query, "english" if original else "target") for query in queries]

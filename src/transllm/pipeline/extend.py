@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from transllm.languages import Language
-from transllm.model import check_sizes, grow, load_chat_model
+from transllm.model import check_sizes, grow, load_chat_model, save_folder
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
 from transllm.progress import Task
@@ -35,7 +35,7 @@ def extend(context: Context) -> Result:
     parts = sub_tokens(original, extended, descriptions=_descriptions(recipe.target))
     grow(model, size=spans.size, sub_tokens=parts)
     check_sizes(model, extended, where="the extended model")
-    model.save_pretrained(context.folder)
+    save_folder(model, context.folder)
     spans.save(context.folder)
     metrics = _measure(context, spans) | {"new_pieces": len(learned.pieces), "vocabulary": spans.size, "original_size": spans.original_size,
                                           "dropped_for_english": learned.dropped.get("english", 0)}

@@ -34,7 +34,7 @@ def inspect_rows(run: Path, stage: str, rows: int = 3) -> list[list[tuple[str, b
         row = encoded.row(number)
         pieces = []
         for token, trained in zip(row.ids, row.trained, strict=True):
-            text = spans.extended.convert_ids_to_tokens(token) if token in special else spans.extended.decode([token])
+            text = str(spans.extended.convert_ids_to_tokens(token) if token in special else spans.extended.decode([token]))
             pieces.append((text, trained))
         shown.append(pieces)
     return shown

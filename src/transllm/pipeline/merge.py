@@ -7,7 +7,7 @@ import torch
 from transllm.errors import ModelError
 from transllm.evaluation.scoring import divergence
 from transllm.files import read_jsonl
-from transllm.model import enable_packed, load_folder, load_merged
+from transllm.model import enable_packed, load_folder, load_merged, save_folder
 from transllm.model.load import DTYPES
 from transllm.pipeline.stage import Context, Result
 from transllm.tcot import Message
@@ -31,12 +31,11 @@ def merge(context: Context) -> Result:
     if merged.generation_config is not None:
         merged.generation_config.pad_token_id = spans.pad_id
         merged.generation_config.eos_token_id = sorted(renderer.stop_ids)
-    merged.save_pretrained(context.folder)
+    save_folder(merged, context.folder)
     spans.save(context.folder)
     del merged
     reloaded, tokenizer = load_folder(context.folder, dtype=torch.float32)
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, return_dict=True)["input_ids"]
-    if not rendered:
+    if not tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True):
         raise ModelError("The merged tokenizer's chat template renders nothing. This is a bug; please report it.")
     enable_packed(exact)
     enable_packed(reloaded)

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transllm.data import Counts, Document, Pair
-from transllm.data.sources import documents_of_pairs, read_documents, read_pairs
+from transllm.data import Counts
+from transllm.data.sources import Side, documents_of_pairs, read_documents, read_pairs
 from transllm.data.split import exclude, held_texts, part
 from transllm.errors import DataError
 from transllm.files import JsonLines, read_jsonl
 from transllm.pipeline.stage import Context, Result
+from transllm.recipe.schema import Source
 
 PARTS = ("train", "development", "held_out")
 
@@ -34,7 +35,8 @@ def prepare(context: Context) -> Result:
         kept["pairs"] = list(pairs)
         sources += [{**report.as_dict(), "used_as": "pairs"} for report in pairs.reports]
         bar.advance(1)
-        for side, own in (("target", data.target), ("english", data.english)):
+        sides: tuple[tuple[Side, list[Source]], ...] = (("target", data.target), ("english", data.english))
+        for side, own in sides:
             if own:
                 documents = read_documents(own, side=side, **options)
                 kept[side] = list(documents)
@@ -58,7 +60,7 @@ def read_part(run: Path, name: str, which: str) -> list[dict[str, Any]]:
     return read_jsonl(run / "prepare" / f"{name}.{which}.jsonl")
 
 
-def _write(rows: Iterable[Pair | Document], held: set[int], context: Context, name: str) -> tuple[Counts, dict[str, int]]:
+def _write(rows: Iterable[Any], held: set[int], context: Context, name: str) -> tuple[Counts, dict[str, int]]:
     data = context.recipe.data
     counts, sizes = Counts(), dict.fromkeys(PARTS, 0)
     for which in PARTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from transllm.data import Counts
 from transllm.data.prompts import PromptFilter, read_prompts, seed_prompts
@@ -11,7 +11,7 @@ from transllm.data.split import text_key
 from transllm.errors import DataError, ModelError
 from transllm.files import JsonLines, read_jsonl
 from transllm.generation import LocalEngine, Sampling
-from transllm.model import LoadedModel, compute_dtype, default_device, end_of_turn_ids, load_chat_model
+from transllm.model import LoadedModel, compute_dtype, default_device, end_of_turn_ids, load_chat_model, place
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import Source
 
@@ -24,7 +24,7 @@ def recover(context: Context) -> Result:
     recipe, settings = context.recipe, context.recipe.recover
     loaded = load_chat_model(recipe.model, folder=recipe.folder, cache=context.cache)
     device = default_device()
-    loaded.model.to(device=device, dtype=compute_dtype(recipe.training.precision, device))
+    place(loaded.model, device, compute_dtype(recipe.training.precision, device))
     stops = frozenset(end_of_turn_ids(loaded.model, loaded.tokenizer))
     engine = LocalEngine(loaded.model, pad_id=loaded.tokenizer.pad_token_id or 0, batch_size=settings.batch_size,
                          vocabulary=len(loaded.tokenizer))
@@ -39,7 +39,7 @@ def recover(context: Context) -> Result:
         for chunk in _chunks(waiting, settings.batch_size * _CHUNK):
             for made in engine.generate([_prompt_ids(loaded, row["prompt"]) for row in chunk], sampling=sampling):
                 ids = made.ids[:-1] if made.finish == "stop" else made.ids
-                file.write({**chunk[made.index], "answer": loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                file.write({**chunk[made.index], "answer": str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
                             "finish": made.finish, "tokens": len(made.ids)})
                 bar.advance(1)
     conversations = read_jsonl(context.folder / "conversations.jsonl")
@@ -50,7 +50,8 @@ def recover(context: Context) -> Result:
         metrics={"held_out": sum(row["held_out"] for row in conversations)})
 
 
-def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine, stops: frozenset[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine,
+             stops: frozenset[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The prompts, from disk if an earlier sitting wrote them all. A first few, by hash, are held out for measuring."""
     file = context.folder / "prompts.jsonl"
     settings, seed = context.recipe.recover, context.recipe.seed
@@ -64,13 +65,14 @@ def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine, stops: 
         for origin in settings.prompts:
             if len(known) >= wanted:
                 break
-            candidates = (_written_by_model(loaded, engine, stops, settings.self_prompt_temperature, settings.batch_size, seed, keep)
+            start = max((row.get("round", 0) for row in known), default=0)
+            candidates = (_written_by_model(loaded, engine, stops, settings.self_prompt_temperature, settings.batch_size, seed, keep, start)
                           if origin == "self" else _given(context, origin))
             name = origin.origin if isinstance(origin, Source) else origin
-            for text in candidates:
+            for text, number in candidates:
                 prompt = keep(text)
                 if prompt is not None:
-                    row = {"prompt": prompt, "origin": name}
+                    row = {"prompt": prompt, "origin": name, "round": number}
                     lines.write(row)
                     known.append(row)
                     bar.advance(1)
@@ -79,28 +81,31 @@ def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine, stops: 
     if len(known) <= context.recipe.evaluate.answers:
         raise DataError(f"There are only {len(known)} prompts, {context.recipe.evaluate.answers} of which are held out for measuring. "
                         "Add 'self' or a file to recover.prompts.")
-    held = set(sorted((text_key(row["prompt"]) for row in known))[: context.recipe.evaluate.answers])
-    return [{**row, "held_out": text_key(row["prompt"]) in held} for row in known], keep.counts.as_dict()
+    held = set(sorted(text_key(row["prompt"]) for row in known)[: context.recipe.evaluate.answers])
+    return [{"prompt": row["prompt"], "origin": row["origin"], "held_out": text_key(row["prompt"]) in held}
+            for row in known], keep.counts.as_dict()
 
 
-def _given(context: Context, origin: Any) -> Iterator[str]:
-    if origin == "seed":
-        yield from seed_prompts()
-        return
-    yield from read_prompts(origin, side="english", language=context.recipe.target, folder=context.recipe.folder, cache=context.cache)
+def _given(context: Context, origin: Any) -> Iterator[tuple[str, int]]:
+    prompts = seed_prompts() if origin == "seed" else read_prompts(
+        origin, side="english", language=context.recipe.target, folder=context.recipe.folder, cache=context.cache)
+    yield from ((prompt, 0) for prompt in prompts)
 
 
 def _written_by_model(loaded: LoadedModel, engine: LocalEngine, stops: frozenset[int], temperature: float, batch: int, seed: int,
-                      keep: PromptFilter) -> Iterator[str]:
-    """User turns that the chat model writes when it is given only its template's user header (Magpie, arXiv 2406.08464)."""
+                      keep: PromptFilter, start: int) -> Iterator[tuple[str, int]]:
+    """User turns that the chat model writes when it is given only its template's user header (Magpie, arXiv 2406.08464).
+
+    Each comes with the number of its round, which decides its random numbers: after a stop, the last round is done again.
+    """
     header = _user_header(loaded)
     barren = 0
-    for number in range(10**9):
+    for number in range(start, 10**9):
         before = keep.counts.kept
         sampling = Sampling(96, temperature=temperature, top_p=0.95, stop_ids=stops, seed=seed * 1000 + number)
         for made in engine.generate([header] * batch, sampling=sampling):
             if made.finish == "stop":
-                yield loaded.tokenizer.decode(made.ids[:-1], skip_special_tokens=True)
+                yield str(loaded.tokenizer.decode(made.ids[:-1], skip_special_tokens=True)), number
             else:
                 keep.counts.drop("cut")
         barren = barren + 1 if keep.counts.kept == before else 0
@@ -111,14 +116,14 @@ def _written_by_model(loaded: LoadedModel, engine: LocalEngine, stops: frozenset
 
 def _user_header(loaded: LoadedModel) -> list[int]:
     """Ids of the template up to where the user's words begin."""
-    place = "\ue000"
-    rendered: str = loaded.tokenizer.apply_chat_template([{"role": "user", "content": place}], tokenize=False)
-    return list(loaded.tokenizer(rendered[: rendered.index(place)], add_special_tokens=False)["input_ids"])
+    stand_in = "\ue000"
+    rendered = str(loaded.tokenizer.apply_chat_template([{"role": "user", "content": stand_in}], tokenize=False))
+    return list(loaded.tokenizer(rendered[: rendered.index(stand_in)], add_special_tokens=False)["input_ids"])
 
 
 def _prompt_ids(loaded: LoadedModel, prompt: str) -> list[int]:
-    rendered = loaded.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)
-    return list(rendered["input_ids"])
+    turns = [{"role": "user", "content": prompt}]
+    return cast(list[int], loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
 def _chunks(rows: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.model.load import original_digest
-from transllm.pipeline.stage import Context, Stage, begin, begun_for, execute, read_manifest
+from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest, section_of
 from transllm.pipeline.stages import STAGES
 from transllm.progress import Progress, Silent
 from transllm.recipe import check_recipe, dump_recipe, load_recipe
@@ -74,16 +75,18 @@ def transform(
     if problems:
         raise RecipeError(problems, where=recipe.name)
     progress = progress or Silent()
-    chosen = _chosen(until)
+    chosen = _chosen(until, start)
     folder = runs / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         _claim(folder, recipe)
-        again = _names()[_names().index(_known(start)):] if start else []
+        again = _names()[_names().index(start):] if start else []
         digests: dict[str, str] = {}
         for stage in chosen:
-            digests[stage.name] = _run_stage(stage, recipe, folder, digests, again=stage.name in again, progress=progress, cache=cache)
-            build_report(folder)  # after each stage, so that a long run can be watched
+            digests[stage.name], worked = _run_stage(stage, recipe, folder, digests, again=stage.name in again, progress=progress,
+                                                     cache=cache)
+            if worked or stage is chosen[-1]:
+                build_report(folder)  # after each stage, so that a long run can be watched
     metrics = folder / "metrics.json"
     report = folder / "report.html"
     return Run(folder, report if report.exists() else None, Metrics.read(metrics) if metrics.exists() else None)
@@ -115,21 +118,22 @@ def status(folder: Path) -> list[StageStatus]:
 
 
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool, progress: Progress,
-               cache: Path | None) -> str:
-    """Bring one stage up to date; gives its digest."""
+               cache: Path | None) -> tuple[str, bool]:
+    """Bring one stage up to date; gives its digest, and whether there was work."""
     digest, inputs = _digest(stage, recipe, digests)
     folder = run / stage.name
     manifest = read_manifest(folder)
     if manifest is not None and manifest["digest"] == digest and not again:
         progress.say(f"{stage.name}: done already ({manifest['seconds']:.0f} s)")
-        return digest
+        return digest, False
     if folder.exists() and (manifest is not None or begun_for(folder) != digest):
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: a kill while the rest goes must not leave a stage that looks finished
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
     begin(folder, digest)
     progress.stage(stage.name)
     execute(stage, Context(recipe, run, folder, progress, cache), digest=digest, inputs=inputs)
-    return digest
+    return digest, True
 
 
 def _digest(stage: Stage, recipe: Recipe, digests: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -144,13 +148,12 @@ def _files_digest(recipe: Recipe, stage: Stage) -> str:
 
     found = []
     for where, source in sources_of(recipe):
-        if source.files is None or where.split(".")[0] not in {section.split(".")[0] for section in stage.sections}:
+        if source.files is None or not any(where.startswith(f"{section}.") for section in stage.sections):
             continue
         for pattern in [source.files] if isinstance(source.files, str) else source.files:
-            path = Path(pattern) if Path(pattern).is_absolute() else recipe.folder / pattern
-            for file in sorted(path.parent.glob(path.name)):
-                if file.is_file():
-                    found.append(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}")
+            for name in names_on_disk(pattern, recipe.folder, language=recipe.target.code):
+                file = Path(name)
+                found.append(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}")
     return ",".join(found)
 
 
@@ -164,8 +167,12 @@ def _known(name: str) -> str:
     return name
 
 
-def _chosen(until: str | None) -> Sequence[Stage]:
-    return STAGES if until is None else STAGES[: _names().index(_known(until)) + 1]
+def _chosen(until: str | None, start: str | None) -> Sequence[Stage]:
+    """The stages up to ``until``; ``start`` is to be one of them."""
+    chosen = STAGES if until is None else STAGES[: _names().index(_known(until)) + 1]
+    if start is not None and _known(start) not in [stage.name for stage in chosen]:
+        raise RunError(f"The stage '{start}' to start from comes after the last one, '{until}'. Exchange them, or leave one out.")
+    return chosen
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
@@ -173,7 +180,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     file = folder / "recipe.yaml"
     if file.exists():
         other = load_recipe(file)
-        if (other.model.source, other.target.code) != (recipe.model.source, recipe.target.code):
+        own, its = (section_of(one, "model")["source"] for one in (recipe, other))
+        if (its, other.target.code) != (own, recipe.target.code):
             raise RunError(f"'{folder}' belongs to another recipe: {other.model.source} to {other.target.name}. "
                            "Give this recipe another name, or another folder with --runs.")
     dump_recipe(recipe, file)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ import psutil
 
 from transllm.files import write_json
 from transllm.progress import Progress
+from transllm.recipe import resolved
 from transllm.recipe.schema import Recipe
 from transllm.tcot import Renderer
 from transllm.tokenizer import SpanTokenizer
@@ -98,8 +99,8 @@ class Stage:
 
 
 def section_of(recipe: Recipe, path: str) -> Any:
-    """A part of the recipe as plain data."""
-    value: Any = recipe.model_dump(mode="json")
+    """A part of the recipe as plain data, with paths made absolute: the copy in the run folder gives the same digest."""
+    value: Any = resolved(recipe)
     for key in path.split("."):
         value = value[key]
     return value
@@ -142,7 +143,7 @@ def execute(stage: Stage, context: Context, *, digest: str, inputs: dict[str, st
         "section": {name: section_of(context.recipe, name) for name in stage.sections}, "inputs": inputs, "versions": versions(),
         "seed": context.recipe.seed, "counts": result.counts, "tokens": result.tokens, "seconds": round(sitting(0.0), 2),
         "peak_memory_gib": round(memory.gib, 3), "metrics": result.metrics, "sources": result.sources,
-        "finished": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     write_json(context.folder / MANIFEST, manifest)
     (context.folder / _STARTED).unlink(missing_ok=True)
     return manifest

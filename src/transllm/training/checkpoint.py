@@ -38,7 +38,7 @@ class Checkpoints:
         for file in reversed(self._files()):
             try:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
+            except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError) as error:  # what torch says of a torn file varies
                 log.warning("The checkpoint %s cannot be read (%s); taking the one before it.", file.name, type(error).__name__)
                 continue
             return state

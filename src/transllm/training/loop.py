@@ -1,7 +1,7 @@
 """The training loop of every stage: packed rows in, a trained adapter out, resumable at any step.
 
 ``accelerate`` places the model, wraps it for several processes and gathers; what is learned, on which tokens and at which
-rate stands here. The state of a run is (trained tensors, optimiser, random numbers, step): the schedule and the order of data
+rate stands here. The state of a run is (trained tensors, optimiser, random numbers, step, log): the schedule and the order of data
 are functions of the step.
 """
 
@@ -25,6 +25,7 @@ from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
+from transllm.training.interrupts import Interrupts
 from transllm.training.loss import final_logits, summed_cross_entropy
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import Rows
@@ -131,15 +132,17 @@ def train(
     plan = plan_steps(rows, stage, processes=accelerator.num_processes, seed=seed)
     torch.manual_seed(seed)
     optimizer = _optimizer(adapted, stage, training)
-    state = _State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=f"{rows.digest}-{len(plan)}-{stage.batch_tokens}")
+    digest = f"{rows.digest}-{seed}-{len(plan)}-{stage.batch_tokens}-{stage.micro_tokens}"
+    state = _State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=digest)
     state.resume()
     _cut_log(folder / "log.jsonl", state.step)
     module, optimizer = accelerator.prepare(_Loss(adapted), optimizer)
     module.train()
     lengths = rows.lengths
-    saved, recent = time.monotonic(), _Window()
+    saved, interrupts = time.monotonic(), Interrupts()
+    optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted in this process
     held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
-    with JsonLines(folder / "log.jsonl") as log, progress.task(label, stage.tokens, "tokens") as bar:
+    with JsonLines(folder / "log.jsonl") as log, interrupts.listen(), progress.task(label, stage.tokens, "tokens") as bar:
         bar.advance(state.tokens)
         try:
             while True:
@@ -151,14 +154,16 @@ def train(
                 started = time.monotonic()
                 bins = plan[state.step]
                 rate = learning_rate(state.step, len(plan), stage)
-                done = _step(module, rows, bins, accelerator, optimizer, adapted, rate=rate, training=training, folder=folder, seed=seed)
+                done = _gradients(module, rows, bins, accelerator, optimizer, adapted, rate=rate, training=training, folder=folder, seed=seed)
                 tokens = int(sum(lengths[row] for members in bins for row in members))
-                state.advance(tokens, done.labels, time.monotonic() - started)
-                recent.add(tokens, done)
-                bar.advance(tokens, f"loss {recent.loss:.3f}")
-                if state.step % training.log_every == 0 or state.step == len(plan):
-                    log.write(recent.line(state, steps=len(plan), rate=rate, norm=done.norm))
-                    recent = _Window()
+                loss = state.recent.loss_with(done)
+                with interrupts.whole():
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    state.advance(tokens, done, time.monotonic() - started)
+                    if state.step % training.log_every == 0 or state.step == len(plan):
+                        log.write(state.line(steps=len(plan), rate=rate, norm=done.norm))
+                bar.advance(tokens, f"loss {loss:.3f}")
                 if time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan):
                     state.save(accelerator)
                     saved = time.monotonic()
@@ -181,9 +186,9 @@ class _Done:
     norm: float
 
 
-def _step(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelerator: Accelerator, optimizer: Any, adapted: Adapted, *,
-          rate: float, training: Training, folder: Path, seed: int) -> _Done:
-    """One optimiser step. The gradient is of the mean over all labels of the step, however bins and processes share them."""
+def _gradients(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelerator: Accelerator, optimizer: Any, adapted: Adapted, *,
+               rate: float, training: Training, folder: Path, seed: int) -> _Done:
+    """Forward and backward of one optimiser step. The gradient is of the mean over all labels of the step, however bins and processes share them."""
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = list(batches_of(rows, bins[rank::world], device=adapted.device))
     counts = torch.tensor([sum(batch.labels for batch in mine), sum(batch.n_bytes for batch in mine)], device=adapted.device)
@@ -202,8 +207,6 @@ def _step(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelera
         write_json(folder / "not_a_number.json", {"seed": seed, "rows": [list(members) for members in bins]})
         raise TrainingError(f"The loss is not a number (loss {total}, gradient norm {float(norm)}). The rows of this step are listed in "
                             f"{folder / 'not_a_number.json'}. Lower the learning rate, or look at them with 'transllm inspect batch'.")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return _Done(total, labels, n_bytes, float(norm))
 
 
@@ -225,18 +228,33 @@ class _State:
         self._adapted, self._optimizer, self._checkpoints, self._digest = adapted, optimizer, checkpoints, digest
         self.step = self.tokens = self.labels = 0
         self.seconds = 0.0
+        self.recent = _Window()
+        self._random = _random_numbers()
 
-    def advance(self, tokens: int, labels: int, seconds: float) -> None:
+    def advance(self, tokens: int, done: _Done, seconds: float) -> None:
+        """A step is done. Random numbers are taken here: an interrupt inside the next step must not save what that has drawn."""
         self.step += 1
         self.tokens += tokens
-        self.labels += labels
+        self.labels += done.labels
         self.seconds += seconds
+        self.recent.add(tokens, done)
+        self._random = _random_numbers()
+
+    def line(self, *, steps: int, rate: float, norm: float) -> dict[str, Any]:
+        """A line of the log; the next one starts from nothing."""
+        recent, self.recent = self.recent, _Window()
+        return {
+            "step": self.step, "steps": steps, "tokens": self.tokens, "loss": recent.nats / max(1, recent.labels),
+            "bits_per_byte": recent.nats / _LN2 / max(1, recent.n_bytes), "learning_rate": rate, "gradient_norm": norm,
+            "tokens_per_second": recent.tokens / max(1e-9, time.monotonic() - recent.started), "seconds": round(self.seconds, 3),
+            "memory_gib": psutil.Process().memory_info().rss / 2**30}
 
     def save(self, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             self._checkpoints.save(self.step, {
                 "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "seconds": self.seconds,
-                "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "random": torch.get_rng_state()})
+                "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "random": self._random,
+                "recent": [self.recent.nats, self.recent.labels, self.recent.n_bytes, self.recent.tokens]})
         accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -245,32 +263,38 @@ class _State:
             return
         self._adapted.load_state(saved["trained"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"])
+        _set_random_numbers(saved["random"])
+        self._random = saved["random"]
+        self.recent = _Window(*saved["recent"])
         self.step, self.tokens, self.labels, self.seconds = (saved[name] for name in ("step", "tokens", "labels", "seconds"))
 
 
 class _Window:
     """Sums since the last line of the log."""
 
-    def __init__(self) -> None:
-        self._nats, self._labels, self._bytes, self._tokens, self._started = 0.0, 0, 0, 0, time.monotonic()
+    def __init__(self, nats: float = 0.0, labels: int = 0, n_bytes: int = 0, tokens: int = 0) -> None:
+        self.nats, self.labels, self.n_bytes, self.tokens, self.started = nats, labels, n_bytes, tokens, time.monotonic()
 
     def add(self, tokens: int, done: _Done) -> None:
-        self._nats += done.nats
-        self._labels += done.labels
-        self._bytes += done.n_bytes
-        self._tokens += tokens
+        self.nats += done.nats
+        self.labels += done.labels
+        self.n_bytes += done.n_bytes
+        self.tokens += tokens
 
-    @property
-    def loss(self) -> float:
-        return self._nats / max(1, self._labels)
+    def loss_with(self, done: _Done) -> float:
+        """Mean nats a label, one more step included."""
+        return (self.nats + done.nats) / max(1, self.labels + done.labels)
 
-    def line(self, state: _State, *, steps: int, rate: float, norm: float) -> dict[str, Any]:
-        return {
-            "step": state.step, "steps": steps, "tokens": state.tokens, "loss": self.loss,
-            "bits_per_byte": self._nats / _LN2 / max(1, self._bytes), "learning_rate": rate, "gradient_norm": norm,
-            "tokens_per_second": self._tokens / max(1e-9, time.monotonic() - self._started), "seconds": round(state.seconds, 3),
-            "memory_gib": psutil.Process().memory_info().rss / 2**30}
+
+def _random_numbers() -> list[Tensor]:
+    """States of the generators that dropout draws from: the processor's and, if there is one, the accelerator's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _set_random_numbers(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -83,6 +83,7 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
         TrainingError: a row trains nothing (its loss would be 0 / 0), or there is no row at all.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.json").unlink(missing_ok=True)  # of an earlier try
     ids: list[NDArray[np.int32]] = []
     trained: list[NDArray[np.bool_]] = []
     lengths: list[int] = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # A sentence ends at its mark and the blanks after it (CJK marks need no blank). An abbreviation ends one too early, which costs
 # the translator some context and loses nothing: the pieces are joined again.
-_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])")
-_LEAD = re.compile(r"^(\s*(?:[-*+•]|\d{1,3}[.)]|#{1,6})?\s*)(.*?)(\s*)$", re.DOTALL)
+_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*")
+# A list mark has a blank after it: "3.5" and "-5" have none.
+_LEAD = re.compile(r"^(\s*(?:(?:[-*+•]|\d{1,3}[.)]|#{1,6})\s+)?)(.*?)(\s*)$", re.DOTALL)
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -40,7 +42,7 @@ def split_text(text: str, *, longest: int = 600) -> Parts:
         matched = _LEAD.match(line)
         lead, body, tail = matched.groups() if matched else ("", line, "")
         frame.append(lead)
-        for place, sentence in enumerate(piece for whole in _END.split(body) for piece in _cut(whole.strip(), longest)):
+        for place, sentence in enumerate(piece for whole in _sentences(body) for piece in _cut(whole.strip(), longest)):
             if place:
                 frame.append(" ")
             if _LETTER.search(sentence):
@@ -50,6 +52,12 @@ def split_text(text: str, *, longest: int = 600) -> Parts:
                 frame.append(sentence)
         frame.append(tail)
     return Parts(tuple(frame), tuple(sentences))
+
+
+def _sentences(body: str) -> list[str]:
+    """The text in pieces that end where sentences do; quotes and brackets that close one stay with it."""
+    places = [0, *(match.end() for match in _END.finditer(body)), len(body)]
+    return [body[start:end] for start, end in pairwise(places)]
 
 
 def _cut(sentence: str, longest: int) -> list[str]:

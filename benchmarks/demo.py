@@ -1,0 +1,106 @@
+"""The figures of a finished run that the run itself does not measure, and all of them against what we set out to reach.
+
+    python benchmarks/demo.py runs/demo-es --recipe recipes/demo-es.yaml [--english DIR]
+
+Two proofs are added to metrics.json's figures: English sentences that no filter saw tokenise as before (from the development data beside
+the repository, ``--english``; left out with a word where it is not there), and the trained model with its adapter off gives the
+logits of the chat model, loaded afresh from its source, bit for bit. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transllm import load_recipe
+from transllm.evaluation.metrics import Metrics
+from transllm.model import Documents, attach, load_chat_model, load_folder
+from transllm.tcot import Message, Renderer
+from transllm.tokenizer import SpanTokenizer, compare
+
+SENTENCES = 10_000
+_CUT = re.compile(r"(?<=[.!?])\s+")
+
+
+def english_sentences(folder: Path) -> Iterator[str]:
+    """English from the manuals, package descriptions and prompts of the development data: none is in a demo recipe."""
+    for name in ("lohelp_en-es.tsv.gz", "ddtp_en-es.tsv.gz"):
+        with gzip.open(folder / "parallel" / name, "rt", encoding="utf-8") as file:
+            for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                yield from _CUT.split(row[0])
+    with gzip.open(folder / "prompts" / "en_prompt_pool.jsonl.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            yield from _CUT.split(f"{row['instruction']} {row['input']}")
+    for row in json.loads((folder / "bench" / "alpaca_eval_en.json").read_text(encoding="utf-8")):
+        yield from _CUT.split(row["instruction"])
+
+
+def tokenises_as_before(spans: SpanTokenizer, folder: Path) -> dict[str, Any]:
+    """Share of sentences that original and extended tokenizer cut alike."""
+    sentences = sorted({sentence.strip() for sentence in english_sentences(folder) if len(sentence.split()) >= 4})
+    random.Random(0).shuffle(sentences)
+    found = compare(spans.original, spans.extended, sentences[:SENTENCES])
+    for difference in found.differences[:5]:
+        print(f"  differs: {difference['text'][:90]}")
+    return {"english_sentences": found.sentences, "english_identical": found.identical / found.sentences}
+
+
+def is_the_original(run: Path, recipe_file: Path) -> bool:
+    """Whether adapter off + original vocabulary gives the chat model's own logits, bit for bit, in the stored precision."""
+    recipe = load_recipe(recipe_file)
+    loaded = load_chat_model(recipe.model, folder=recipe.folder)
+    spans = SpanTokenizer.load(run / "extend")
+    model, _ = load_folder(run / "extend")
+    adapted = attach(model, original_size=spans.original_size, size=spans.size, training=recipe.training, dtype=loaded.model.dtype)
+    adapted.load(run / "finetune")
+    ids = torch.tensor([Renderer(spans).prompt([Message("user", "Why is the sky blue, and what colour is it on Mars?")])])
+    with torch.no_grad():
+        expected = loaded.model(input_ids=ids).logits
+        trained = adapted.logits(ids, Documents([ids.shape[1]]))
+        with adapted.original():
+            found = adapted.base(input_ids=ids).logits
+    if torch.equal(trained[..., : spans.original_size], expected):
+        raise SystemExit("The adapter changes nothing: this check would prove nothing.")
+    return torch.equal(found, expected)
+
+
+def main() -> None:
+    """Print the figures; the last line is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--english", type=Path, default=Path("../shared/data"))
+    options = parser.parse_args()
+    metrics = Metrics.read(options.run / "metrics.json")
+    stages = {name: stage.to_dict() for name, stage in metrics.stages.items()}
+    first, last = stages["original"], stages["merge"]
+    figures: dict[str, Any] = {
+        "chrf_en_target_gain": last["chrf_en_target"] - first["chrf_en_target"],
+        "chrf_target_en_gain": last["chrf_target_en"] - first["chrf_target_en"],
+        "bits_per_byte_target_change": last["bits_per_byte_target"] / first["bits_per_byte_target"] - 1,
+        "tcot_well_formed": last["tcot_well_formed"], "answer_in_target": last["answer_in_target"],
+        "kl_after_bitext": stages["bitext"]["kl_to_original"], "kl_after_finetune": stages["finetune"]["kl_to_original"],
+        "original_bit_for_bit": is_the_original(options.run, options.recipe)}
+    if options.english.is_dir():
+        figures |= tokenises_as_before(SpanTokenizer.load(options.run / "extend"), options.english)
+    else:
+        print(f"There is no '{options.english}': the English sentences that no filter saw are left out. Give a folder with --english.")
+    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.run.glob("*/manifest.json"))]
+    figures |= {"minutes": sum(manifest["seconds"] for manifest in manifests) / 60,
+                "peak_memory_gib": max(manifest["peak_memory_gib"] for manifest in manifests)}
+    print(f"Pairs: {metrics.settings.get('test_pairs')}, {metrics.settings.get('sentences')} sentences")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The engine writes what ``model.generate`` writes one prompt at a time, in batches of unlike lengths that shrink."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+from transllm.errors import ModelError
+from transllm.generation import Generated, LocalEngine, Sampling
+
+Make = Callable[..., PreTrainedModel]
+KINDS = ["tied", "padded", "sliding", "gemma2"]
+NEW = 24
+
+
+def _prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randint(4, 320, (length,), generator=generator).tolist() for length in (1, 5, 17, 40, 3, 9, 12, 2, 30, 9)]
+
+
+@pytest.fixture(scope="module")
+def greedy(make_chat_model: Make) -> Callable[[str], list[list[int]]]:
+    """What transformers' own greedy search writes, without stopping."""
+    @functools.cache
+    def make(kind: str) -> list[list[int]]:
+        model = make_chat_model(kind)
+        model.generation_config.eos_token_id = None
+        made = []
+        for prompt in _prompts():
+            ids = torch.tensor([prompt])
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW, pad_token_id=0)  # type: ignore[operator]
+            made.append(output[0, len(prompt):].tolist())
+        return made
+
+    return make
+
+
+def _all(engine: LocalEngine, prompts: list[list[int]], sampling: Sampling) -> list[Generated]:
+    found = sorted(engine.generate(prompts, sampling=sampling), key=lambda one: one.index)
+    assert [one.index for one in found] == list(range(len(prompts)))
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_is_one_at_a_time(make_chat_model: Make, greedy: Callable[[str], list[list[int]]], kind: str, batch_size: int) -> None:
+    engine = LocalEngine(make_chat_model(kind), pad_id=0, batch_size=batch_size)
+    found = _all(engine, _prompts(), Sampling(NEW))
+    assert [one.ids for one in found] == greedy(kind)
+    assert {one.finish for one in found} == {"length"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_ids_end_rows_and_the_others_go_on(make_chat_model: Make, greedy: Callable[[str], list[list[int]]], kind: str) -> None:
+    expected = greedy(kind)
+    stops = frozenset({expected[1][3], expected[3][7], expected[5][0]})
+    cut = []
+    for ids in expected:
+        end = next((place + 1 for place, token in enumerate(ids) if token in stops), NEW)
+        cut.append((ids[:end], "stop" if ids[end - 1] in stops else "length"))
+    assert len({len(ids) for ids, _ in cut}) > 2, "rows end at different times"
+    found = _all(LocalEngine(make_chat_model(kind), pad_id=0), _prompts(), Sampling(NEW, stop_ids=stops))
+    assert [(one.ids, one.finish) for one in found] == cut
+
+
+def test_only_the_vocabulary_is_written(make_chat_model: Make) -> None:
+    model = make_chat_model("padded")
+    rows = model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():  # a padding row that would win everywhere
+        model.get_output_embeddings().weight[rows - 1] = model.get_output_embeddings().weight[7] * 50
+        model.get_output_embeddings().weight[rows - 2] = model.get_output_embeddings().weight[7] * -50
+    free = _all(LocalEngine(model, pad_id=0), _prompts(), Sampling(5))
+    assert any(max(one.ids) >= 320 for one in free)
+    held = _all(LocalEngine(model, pad_id=0, vocabulary=320), _prompts(), Sampling(5))
+    assert all(max(one.ids) < 320 for one in held)
+    sampled = _all(LocalEngine(model, pad_id=0, vocabulary=320), _prompts(), Sampling(5, temperature=3.0))
+    assert all(max(one.ids) < 320 for one in sampled)
+
+
+def test_the_context_is_never_left(make_chat_model: Make) -> None:
+    engine = LocalEngine(make_chat_model("tied"), pad_id=0)
+    found = _all(engine, [[5] * 250, [6] * 255, [7]], Sampling(NEW))
+    assert [len(one.ids) for one in found] == [6, 1, NEW]
+    assert [one.finish for one in found] == ["length"] * 3
+    for prompt in ([5] * 256, []):
+        with pytest.raises(ModelError, match="Prompt 1 has"):
+            list(engine.generate([[3], prompt], sampling=Sampling(4)))
+
+
+def test_positions_of_rows_that_are_done_stay_in_the_context() -> None:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
+    # One row of nine is done after two tokens: fewer than an eighth, so it stays in the batch.
+    found = _all(LocalEngine(model, pad_id=0), [[1] * 30, *([2] * 3 for _ in range(8))], Sampling(20))
+    assert [len(one.ids) for one in found] == [2, *[20] * 8]
+
+
+def test_sampling_follows_its_seed(make_chat_model: Make) -> None:
+    engine = LocalEngine(make_chat_model("tied"), pad_id=0, batch_size=4)
+    first, again, other = (
+        [one.ids for one in _all(engine, _prompts(), Sampling(8, temperature=1.0, top_p=0.95, seed=seed))] for seed in (1, 1, 2))
+    assert first == again != other
+    greedy = [one.ids for one in _all(engine, _prompts(), Sampling(8))]
+    assert first != greedy
+    assert [one.ids for one in _all(engine, _prompts(), Sampling(8, temperature=1.0, top_p=1e-6, seed=3))] == greedy
+
+
+def test_sampling_keeps_to_the_smallest_set(make_chat_model: Make) -> None:
+    model, prompt = make_chat_model("tied"), [9, 8, 7]
+    with torch.no_grad():
+        probabilities = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
+    ordered, places = probabilities.sort(descending=True)
+    count = int((ordered.cumsum(0) < 0.3).sum()) + 1
+    allowed = set(places[:count].tolist())
+    assert 3 <= count < 100
+    engine = LocalEngine(model, pad_id=0, batch_size=400)
+    drawn = [one.ids[0] for one in _all(engine, [prompt] * 400, Sampling(1, temperature=0.7, top_p=0.3))]
+    assert set(drawn) <= allowed and len(set(drawn)) > 1
+    share = drawn.count(int(places[0])) / 400
+    assert share == pytest.approx(float(ordered[0] / ordered[:count].sum()), abs=0.12)
+
+
+def test_tokens_are_handed_on_as_they_come(make_chat_model: Make) -> None:
+    engine = LocalEngine(make_chat_model("tied"), pad_id=0, batch_size=4)
+    seen: list[tuple[int, int]] = []
+    for one in engine.generate(_prompts(), sampling=Sampling(6), on_token=lambda row, token: seen.append((row, token))):
+        assert [token for row, token in seen if row == one.index] == one.ids, "all of an answer is handed on before it is yielded"
+    assert len(seen) == 60
+    batch = [row for row, _ in seen[:24]]
+    assert batch[:4] == batch[4:8] and len(set(batch[:4])) == 4, "rows of a batch come in turns"
+
+
+def test_nothing_in_nothing_out(make_chat_model: Make) -> None:
+    assert list(LocalEngine(make_chat_model("tied"), pad_id=0).generate([], sampling=Sampling(4))) == []

@@ -1,0 +1,113 @@
+"""A packed row gives every document what it would get alone, on every attention back end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from transllm.errors import ModelError
+from transllm.model import PACKED, Documents, enable_packed, hidden_states
+from transllm.model.attention import packed_attention
+
+Make = Callable[..., PreTrainedModel]
+LENGTHS = [13, 1, 40, 7, 40, 3]  # several groups: 1 to 32 slots, then more than twice as long
+BACK_ENDS = [(kind, back_end) for kind in ("tied", "padded", "sliding") for back_end in (PACKED, "sdpa", "eager")] + [("gemma2", "eager")]
+
+
+def _ids(*, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 320, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("kind", "back_end"), BACK_ENDS)
+def test_every_document_gets_what_it_gets_alone(make_chat_model: Make, kind: str, back_end: str) -> None:
+    model, ids = make_chat_model(kind), _ids()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        alone = [model(input_ids=part, use_cache=False).logits for part in ids.split(LENGTHS, dim=1)]
+        model.set_attn_implementation(back_end)
+        packed = model.get_output_embeddings()(hidden_states(model, ids, Documents(LENGTHS)))
+    if kind == "gemma2":
+        packed = torch.tanh(packed / 3.0) * 3.0
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("back_end", [PACKED, "sdpa", "eager"])
+def test_a_document_does_not_see_its_neighbour(make_chat_model: Make, back_end: str) -> None:
+    model, ids = make_chat_model("tied"), _ids()
+    model.set_attn_implementation(back_end)
+    changed = ids.clone()
+    changed[0, : LENGTHS[0]] = (changed[0, : LENGTHS[0]] + 1) % 320
+    with torch.no_grad():
+        before, after = (hidden_states(model, row, Documents(LENGTHS)) for row in (ids, changed))
+    assert torch.equal(before[:, LENGTHS[0]:], after[:, LENGTHS[0]:])
+    assert not torch.equal(before[:, : LENGTHS[0]], after[:, : LENGTHS[0]])
+
+
+@pytest.mark.parametrize("kind", ["tied", "padded", "sliding"])
+def test_gradients_are_those_of_eager_attention(make_chat_model: Make, kind: str) -> None:
+    ids, gradients = _ids(), {}
+    for back_end in ("eager", PACKED):
+        model = make_chat_model(kind)
+        model.set_attn_implementation(back_end)
+        hidden = hidden_states(model, ids, Documents(LENGTHS))
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+        gradients[back_end] = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert gradients[PACKED].keys() == gradients["eager"].keys() and gradients[PACKED]
+    for name, gradient in gradients["eager"].items():
+        torch.testing.assert_close(gradients[PACKED][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "padded", "gemma", "sliding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_enabled_where_it_gives_the_same(make_chat_model: Make, kind: str, dtype: torch.dtype) -> None:
+    model = make_chat_model(kind, dtype=dtype).train()
+    assert enable_packed(model)
+    assert model.config._attn_implementation == PACKED
+    assert model.training, "the mode is left as it was"
+
+
+def test_a_soft_cap_keeps_the_models_own_attention(make_chat_model: Make) -> None:
+    model = make_chat_model("gemma2")
+    before = model.config._attn_implementation
+    assert not enable_packed(model)
+    assert model.config._attn_implementation == before
+    with torch.no_grad():
+        hidden_states(model, _ids(), Documents(LENGTHS))
+
+
+def test_attention_that_differs_is_found_out(make_chat_model: Make) -> None:
+    model = make_chat_model("tied")
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "documents": Documents([40])} if "documents" in kwargs else kwargs),
+            with_kwargs=True)
+    assert not enable_packed(model)
+
+
+def test_what_it_cannot_do_is_an_error() -> None:
+    query, key = torch.zeros(1, 4, 5, 8), torch.zeros(1, 2, 5, 8)
+    with pytest.raises(ModelError, match="no documents"):
+        packed_attention(torch.nn.Identity(), query, key, key, None)
+    with pytest.raises(ModelError, match="softcap"):
+        packed_attention(torch.nn.Identity(), query, key, key, None, documents=Documents([5]), softcap=5.0)
+    with pytest.raises(ModelError):
+        packed_attention(torch.nn.Identity(), query.expand(2, -1, -1, -1), key, key, None, documents=Documents([5]))
+    for lengths in ([], [3, 0]):
+        with pytest.raises(ValueError, match="document"):
+            Documents(lengths)
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12))
+def test_every_token_has_one_real_slot(lengths: list[int]) -> None:
+    documents = Documents(lengths)
+    total = sum(lengths)
+    assert torch.equal(documents.gather[documents.back], torch.arange(total)), "scattering undoes gathering"
+    assert int(documents.real.sum()) == total
+    assert documents.positions_1T.tolist() == [[place for length in lengths for place in range(length)]]
+    assert sum(count for _, count, _ in documents.groups) == len(lengths)
+    assert len(documents.gather) <= max(2 * total, 32 * len(lengths)), "padding is bounded"

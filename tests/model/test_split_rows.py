@@ -1,0 +1,67 @@
+"""Split rows look up and project as one matrix does, and train in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from transllm.model.rows import SplitEmbedding, SplitHead
+
+OLD, NEW, D = 11, 4, 6
+
+
+def _matrix() -> torch.Tensor:
+    return torch.randn(OLD + NEW, D, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("train_old", [False, True])
+def test_it_is_one_matrix(train_old: bool) -> None:
+    matrix = _matrix()
+    rows = SplitEmbedding(matrix[:OLD], matrix[OLD:], train_old=train_old)
+    head = SplitHead(rows)
+    ids = torch.tensor([[0, OLD - 1, OLD, OLD + NEW - 1, 3, 3]])
+    assert torch.equal(rows(ids), F.embedding(ids, matrix))
+    assert torch.equal(rows.weight, matrix) and torch.equal(head.weight, matrix)
+    hidden = torch.randn(2, 3, D)
+    torch.testing.assert_close(head(hidden), hidden @ matrix.T)
+    assert rows.old.requires_grad is train_old and rows.new.requires_grad
+
+
+def test_gradients_reach_the_right_rows() -> None:
+    matrix = _matrix().requires_grad_()
+    rows = SplitEmbedding(matrix[:OLD], matrix[OLD:], train_old=True)
+    ids = torch.tensor([1, OLD, OLD + 2, 1, 5])
+    weights = torch.randn(len(ids), D, generator=torch.Generator().manual_seed(2))
+    (rows(ids) * weights).sum().backward()
+    (F.embedding(ids, matrix) * weights).sum().backward()
+    torch.testing.assert_close(torch.cat([rows.old.grad, rows.new.grad]), matrix.grad)
+
+
+def test_cut_to_the_original_vocabulary() -> None:
+    matrix = _matrix()
+    head = SplitHead(SplitEmbedding(matrix[:OLD], matrix[OLD:]))
+    hidden = torch.randn(3, D)
+    head.rows.original_only = True
+    assert torch.equal(head(hidden), F.linear(hidden, matrix[:OLD]))
+
+
+def test_updates_smaller_than_a_step_of_bfloat16_are_not_lost() -> None:
+    matrix = _matrix().bfloat16()
+    rows = SplitEmbedding(matrix[:OLD], matrix[OLD:])
+    assert rows.old.dtype == torch.bfloat16 and rows.new.dtype == torch.float32
+    assert rows(torch.tensor([0, OLD])).dtype == torch.bfloat16
+    with torch.no_grad():
+        for _ in range(100):
+            rows.new += rows.new.abs() * 1e-4
+    assert (rows(torch.tensor([OLD])) != matrix[OLD]).all(), "a hundred small updates are one that is seen"
+    assert rows.new.data_ptr() != matrix.data_ptr()
+
+
+def test_a_scale_is_applied_to_embeddings_only() -> None:
+    matrix = _matrix()
+    rows = SplitEmbedding(matrix[:OLD], matrix[OLD:], scale=torch.tensor(2.5))
+    ids = torch.tensor([0, OLD])
+    assert torch.equal(rows(ids), F.embedding(ids, matrix) * 2.5)
+    assert torch.equal(SplitHead(rows).weight, matrix)
+    assert rows.state_dict().keys() == {"old", "new"}, "the family's scale is no weight"

@@ -1,0 +1,217 @@
+"""Killed in the middle of every stage: the same command goes on, and the result is that of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transllm.pipeline import status
+
+STAGES = ("prepare", "extend", "pretrain", "bitext", "recover", "bridge", "finetune", "merge", "evaluate")
+TRAINED = ("pretrain", "bitext", "finetune")
+TIMES = {"seconds", "tokens_per_second", "memory_gib", "training_seconds", "seconds_per_answer"}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _halfway(folder: Path, stage: str) -> Callable[[], bool]:
+    """A condition that holds while the stage is at work and has something on disk, but not all."""
+    def checkpoints() -> bool:
+        return bool(list(folder.glob("checkpoints/step-*.pt")))
+
+    conditions: dict[str, Callable[[], bool]] = {
+        "prepare": lambda: (folder / "pairs.train.jsonl").exists(),
+        "extend": lambda: (folder / "config.json").exists(),
+        "recover": lambda: (folder / "conversations.jsonl").exists() and (folder / "conversations.jsonl").stat().st_size > 300,
+        "bridge": lambda: (folder / "translated.jsonl").exists() and (folder / "translated.jsonl").stat().st_size > 300,
+        "merge": lambda: (folder / "config.json").exists(),
+        "evaluate": lambda: (folder / "pretrain.json").exists(),
+        **dict.fromkeys(TRAINED, checkpoints)}
+    return conditions[stage]
+
+
+def _timeless(value: Any) -> Any:
+    """The value without what no two runs share."""
+    if isinstance(value, dict):
+        return {key: _timeless(inner) for key, inner in value.items() if key not in TIMES}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """All that a stage wrote, in a form that is equal where the result is."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if not path.is_file():
+            continue
+        if name == "manifest.json":
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            found[name] = {key: _timeless(value) for key, value in manifest.items() if key not in ("finished", "peak_memory_gib", "seconds")}
+        elif name == "adapter_config.json":
+            config = json.loads(path.read_text(encoding="utf-8"))
+            config["target_modules"].sort()  # peft writes a set
+            found[name] = {key: value for key, value in config.items() if key != "base_model_name_or_path"}
+        elif path.suffix == ".jsonl":
+            found[name] = _timeless(_lines(path))
+        elif path.suffix == ".json" and folder.name == "evaluate":
+            found[name] = _timeless(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            found[name] = path.read_bytes()
+    if folder.name == "recover":  # answers come in another order after a stop
+        found["conversations.jsonl"].sort(key=lambda row: row["prompt"])
+    return found
+
+
+def _same(run: Path, stage: str, finished: Any) -> None:
+    mine, expected = _result(run / stage), _result(finished.folder / stage)
+    assert mine.keys() == expected.keys()
+    for name in expected:
+        assert mine[name] == expected[name], f"{stage}/{name} is not that of an undisturbed run"
+
+
+def _stop(cli: Any, recipe: Path, runs: Path, stage: str, number: signal.Signals, condition: Callable[[], bool]) -> Any:
+    """Start a run up to a stage and signal it in the middle of that stage."""
+    command = cli.start("run", recipe, "--runs", runs, "--until", stage)
+    caught = command.until(condition)
+    if caught:
+        command.signal(number)
+    done = command.wait()
+    assert caught, f"the stage was over before it could be stopped: {done.err}"
+    assert not (runs / "tiny" / stage / "manifest.json").exists(), "the signal came too late"
+    return done
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_kill_in_the_middle_of_a_stage(finished: Any, home: Any, cli: Any, tmp_path: Path, stage: str) -> None:
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index(stage):])
+    done = _stop(cli, home.recipe, tmp_path, stage, signal.SIGKILL, _halfway(run / stage, stage))
+    assert done.code == -signal.SIGKILL
+    assert {row.name: row.state for row in status(run)}[stage] == "unfinished"
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", stage)
+    assert done.code == 0, done.err
+    assert done.err.count("done already") == STAGES.index(stage), "finished stages were not kept"
+    _same(run, stage, finished)
+    if stage == "evaluate":
+        metrics, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (run, finished.folder))
+        assert _timeless(metrics) == _timeless(expected)
+
+
+def test_killed_again_and_again(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """Each sitting gets one checkpoint further."""
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("bitext"):])
+    folder = run / "bitext"
+    seen: list[str] = []
+    for _ in range(3):
+        _stop(cli, home.recipe, tmp_path, "bitext", signal.SIGKILL,
+              lambda: any(path.name > max(seen, default="") for path in folder.glob("checkpoints/step-*.pt")))
+        seen.append(max(path.name for path in folder.glob("checkpoints/step-*.pt")))
+    assert seen == sorted(set(seen)), "it began anew"
+    assert cli("run", home.recipe, "--runs", tmp_path, "--until", "bitext").code == 0
+    _same(run, "bitext", finished)
+
+
+def test_torn_checkpoint_is_passed_over(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """What a power cut leaves: the newest file is cut off, the one before is whole."""
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("pretrain"):])
+    folder = run / "pretrain"
+    _stop(cli, home.recipe, tmp_path, "pretrain", signal.SIGKILL, lambda: len(list(folder.glob("checkpoints/step-*.pt"))) >= 2)
+    newest = max(folder.glob("checkpoints/step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with (folder / "log.jsonl").open("ab") as log:
+        log.write(b'{"step": 9')
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", "pretrain")
+    assert done.code == 0 and newest.name in done.err, done.err
+    _same(run, "pretrain", finished)
+
+
+def test_torn_lines_are_written_again(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("recover"):])
+    _stop(cli, home.recipe, tmp_path, "recover", signal.SIGKILL, _halfway(run / "recover", "recover"))
+    for name in ("prompts", "conversations"):
+        path = run / "recover" / f"{name}.jsonl"
+        path.write_bytes(path.read_bytes()[:-20])
+    assert cli("run", home.recipe, "--runs", tmp_path, "--until", "recover").code == 0
+    rows = _lines(run / "recover" / "conversations.jsonl")
+    assert len(rows) == len({row["prompt"] for row in rows}) == 18
+    expected = {row["prompt"]: row["answer"] for row in _lines(finished.folder / "recover" / "conversations.jsonl")}
+    assert {row["prompt"]: row["answer"] for row in rows} == expected
+
+
+def test_self_prompting_goes_on_where_it_was(home: Any, cli: Any, tmp_path: Path) -> None:
+    """After more rounds than the number of barren ones at which it gives up: they must not be walked through again."""
+    mine = home.at(tmp_path / "home")
+    mine.write(recover={"prompts": ["self"], "count": 30}, pretrain={"tokens": 0}, bitext={"tokens": 0})
+    prompts = tmp_path / "runs" / "tiny" / "recover" / "prompts.jsonl"
+    _stop(cli, mine.recipe, tmp_path / "runs", "recover", signal.SIGKILL, lambda: prompts.exists() and prompts.read_bytes().count(b"\n") >= 24)
+    known = _lines(prompts)
+    assert len(known) < 33
+    done = cli("run", mine.recipe, "--runs", tmp_path / "runs", "--until", "recover")
+    assert done.code == 0, done.err
+    rows = _lines(prompts)
+    assert rows[: len(known)] == known and len({row["prompt"] for row in rows}) == len(rows) == 33
+    whole = cli("run", mine.recipe, "--runs", tmp_path / "undisturbed", "--until", "recover")
+    assert whole.code == 0, whole.err
+    assert _lines(tmp_path / "undisturbed" / "tiny" / "recover" / "prompts.jsonl") == rows
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "recover", "bridge", "evaluate"])
+def test_ctrl_c(finished: Any, home: Any, cli: Any, tmp_path: Path, stage: str) -> None:
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index(stage):])
+    done = _stop(cli, home.recipe, tmp_path, stage, signal.SIGINT, _halfway(run / stage, stage))
+    assert done.code == 130
+    assert "Traceback" not in done.err and "Stopped. Run the same command again to go on." in done.err
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", stage)
+    assert done.code == 0, done.err
+    _same(run, stage, finished)
+
+
+def test_ctrl_c_at_any_place_of_a_training_step(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """Saved in the middle of a step, weights would be a step ahead of their number. Several stops find several places."""
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("bitext"):])
+    log = run / "bitext" / "log.jsonl"
+    for stop in range(4):
+        before = len(_lines(log)) if log.exists() else 0
+        done = _stop(cli, home.recipe, tmp_path, "bitext", signal.SIGINT,
+                     lambda before=before, stop=stop: log.exists() and log.read_bytes().count(b"\n") > before + 3 + stop)
+        assert done.code == 130, done.err
+    assert cli("run", home.recipe, "--runs", tmp_path, "--until", "bitext").code == 0
+    _same(run, "bitext", finished)
+
+
+def test_one_process_at_a_time(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("pretrain"):])
+    first = cli.start("run", home.recipe, "--runs", tmp_path, "--until", "pretrain")
+    assert first.until(_halfway(run / "pretrain", "pretrain"))
+    first.signal(signal.SIGSTOP)
+    second = cli("run", home.recipe, "--runs", tmp_path)
+    assert second.code == 1 and second.out == ""
+    message = second.err.strip()
+    assert message == (f"error: Another process (process {first.pid}) is at work in '{run}'. "
+                       "Wait for it, stop it, or give another folder with --runs.")
+    first.signal(signal.SIGKILL)
+    assert first.wait().code == -signal.SIGKILL
+    third = cli("run", home.recipe, "--runs", tmp_path, "--until", "pretrain")
+    assert third.code == 0, third.err
+    _same(run, "pretrain", finished)
+
+
+def test_killed_while_a_stage_is_cleared(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """A folder whose files are half gone must not pass for a finished stage: the manifest goes first."""
+    run = finished.copy(tmp_path)
+    for number in range(300):  # so that clearing takes a moment
+        (run / "merge" / f"a{number}").write_text("x")
+    command = cli.start("run", home.recipe, "--runs", tmp_path, "--from", "merge", "--until", "merge")
+    command.until(lambda: len(list((run / "merge").glob("a*"))) < 300 or not (run / "merge").exists())
+    command.signal(signal.SIGKILL)
+    command.wait()
+    assert not (run / "merge" / "manifest.json").exists()
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", "merge")
+    assert done.code == 0, done.err
+    _same(run, "merge", finished)

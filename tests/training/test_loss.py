@@ -1,0 +1,121 @@
+"""The chunked loss is the plain loss, in values and in gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CohereConfig, GraniteConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from transllm.model.rows import SplitEmbedding, SplitHead
+from transllm.training import IGNORE, loss, summed_cross_entropy
+from transllm.training.loss import final_logits
+
+Finish = Callable[[Tensor], Tensor]
+OLD, NEW, D, T = 23, 6, 8, 40
+FINISHES = [{}, {"final_logit_softcapping": 2.0}, {"logit_scale": 0.5}, {"logits_scaling": 4.0}]
+
+
+def _case(*, train_old: bool = False) -> tuple[Tensor, Tensor, SplitHead]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(T, D, generator=generator)
+    labels = torch.randint(0, OLD + NEW, (T,), generator=generator)
+    labels[torch.rand(T, generator=generator) < 0.4] = IGNORE
+    matrix = torch.randn(OLD + NEW, D, generator=generator)
+    return hidden, labels, SplitHead(SplitEmbedding(matrix[:OLD], matrix[OLD:], train_old=train_old))
+
+
+def _plain(hidden: Tensor, labels: Tensor, head: SplitHead, finish: Finish, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss over all logits at once, and its gradients."""
+    leaves = {"hidden": hidden.detach().clone().to(dtype), "old": head.rows.old.detach().clone().to(dtype),
+              "new": head.rows.new.detach().clone().to(dtype)}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    logits = finish(leaves["hidden"] @ torch.cat([leaves["old"], leaves["new"]]).T)
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    gradients = torch.autograd.grad(total * 0.25, list(leaves.values()))
+    return total, dict(zip(leaves, gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("settings", FINISHES)
+@pytest.mark.parametrize("train_old", [False, True])
+def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, train_old: bool, settings: dict[str, float], dtype: torch.dtype) -> None:
+    monkeypatch.setattr(loss, "_CHUNK", 7)  # several chunks, and a last one that is not full
+    hidden, labels, head = _case(train_old=train_old)
+    finish = final_logits(SimpleNamespace(**settings))
+    expected, gradients = _plain(hidden, labels, head, finish, dtype)
+    ours = hidden.clone().requires_grad_()
+    total = summed_cross_entropy(ours, labels, head=head, finish=finish)
+    (total * 0.25).backward()
+    torch.testing.assert_close(total.to(dtype), expected, rtol=1e-5, atol=1e-5)
+    found = {"hidden": ours.grad, "new": head.rows.new.grad, "old": head.rows.old.grad}
+    assert (found["old"] is not None) is train_old
+    for name, gradient in found.items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient.to(dtype), gradients[name], rtol=1e-4, atol=1e-5)
+
+
+def test_ignored_places_have_no_gradient_and_no_loss() -> None:
+    hidden, labels, head = _case()
+    ours = hidden.clone().requires_grad_()
+    total = summed_cross_entropy(ours, labels, head=head, finish=final_logits(SimpleNamespace()))
+    total.backward()
+    ignored = labels == IGNORE
+    assert ignored.any() and ours.grad is not None
+    assert (ours.grad[ignored] == 0).all() and (ours.grad[~ignored] != 0).any(dim=1).all()
+    hidden[ignored] = 100.0
+    torch.testing.assert_close(total.detach(), summed_cross_entropy(hidden, labels, head=head, finish=final_logits(SimpleNamespace())))
+
+
+def test_nothing_to_learn_is_zero() -> None:
+    hidden, labels, head = _case()
+    ours = hidden.requires_grad_()
+    total = summed_cross_entropy(ours, torch.full_like(labels, IGNORE), head=head, finish=final_logits(SimpleNamespace()))
+    total.backward()
+    assert total == 0 and ours.grad is not None and not ours.grad.any()
+
+
+def test_bfloat16_hidden_states_give_float32_sums_and_row_gradients() -> None:
+    hidden, labels, head = _case()
+    expected, _ = _plain(hidden.bfloat16().float(), labels, head, lambda logits: logits, torch.float32)
+    ours = hidden.bfloat16().requires_grad_()
+    total = summed_cross_entropy(ours, labels, head=head, finish=lambda logits: logits)
+    total.backward()
+    assert total.dtype == torch.float32 and ours.grad is not None and ours.grad.dtype == torch.bfloat16
+    assert head.rows.new.grad is not None and head.rows.new.grad.dtype == torch.float32
+    torch.testing.assert_close(total, expected, rtol=0.01, atol=0.0)
+
+
+def test_no_gradient_is_asked_for_in_evaluation() -> None:
+    hidden, labels, head = _case()
+    with torch.no_grad():
+        total = summed_cross_entropy(hidden, labels, head=head, finish=lambda logits: logits)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, _plain(hidden, labels, head, lambda logits: logits, torch.float32)[0].detach())
+
+
+def _family(kind: str, make_chat_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    shape: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+                             "num_key_value_heads": 2, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 0, "initializer_range": 0.3}
+    if kind == "cohere":
+        return AutoModelForCausalLM.from_config(CohereConfig(logit_scale=0.25, **shape)).eval()
+    if kind == "granite":
+        return AutoModelForCausalLM.from_config(GraniteConfig(logits_scaling=8.0, **shape)).eval()
+    return make_chat_model(kind)
+
+
+@pytest.mark.parametrize("kind", ["tied", "gemma2", "cohere", "granite"])
+def test_final_logits_are_the_familys(make_chat_model: Callable[..., PreTrainedModel], kind: str) -> None:
+    model, ids = _family(kind, make_chat_model), torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        hidden = model.get_decoder()(input_ids=ids).last_hidden_state
+        raw = model.get_output_embeddings()(hidden)
+        torch.testing.assert_close(final_logits(model.config)(raw), model(input_ids=ids).logits)
+        assert torch.equal(raw, final_logits(model.config)(raw)) is (kind == "tied")
