@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
 from transformers import PreTrainedTokenizerFast as Fast
@@ -21,13 +22,18 @@ from transllm.model.load import save_folder
 from transllm.recipe.schema import Lora, Training
 from transllm.tokenizer import SpanTokenizer, extend_tokenizer, learn_merges, marker_texts, sub_tokens
 
+# No deadline: this may run beside a training. Nothing is kept between runs, and a run can be repeated.
+settings.register_profile("transllm", deadline=None, database=None, derandomize=True, max_examples=60)
+settings.load_profile("transllm")
+
 CHATML = ("{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 _SPECIAL = ["<|endoftext|>", "<|begin|>", "<|im_start|>", "<|im_end|>"]
 _ENGLISH = [f"{who} {does} {what}." for who in ("The teacher", "My neighbour", "A user", "The assistant", "Our captain")
             for does in ("describes", "never saw", "wants to visit") for what in ("the city library", "three gardens", "a wooden bridge")]
 _SPANISH = [f"{who} {does} {what}." for who in ("La maestra", "Mi vecino", "El capitán", "La compañía")
-            for does in ("describía", "nunca visitó", "está buscando") for what in ("la biblioteca", "tres jardines", "el corazón del niño")]
+            for does in ("describía", "nunca visitó", "está buscando")
+            for what in ("la biblioteca", "tres jardines", "el corazón del niño")]
 
 
 @functools.cache

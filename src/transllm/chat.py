@@ -86,6 +86,8 @@ class Chat:
             ids = mended
             viewer.restart(ids)
         viewer.close()
+        if not viewer.shown and stream is not None:  # an answer without a marker: only its end tells that it is one
+            stream(self._spans.decode(chain.answer).strip())
         if chain.problem:
             problems.append(chain.problem)
         decode = self._spans.decode
@@ -130,13 +132,15 @@ class _Viewer:
         self._spans, self._write = spans, write
         self._stream: TextStream | None = None
         self._markers: list[int] = []
+        self.shown = False
 
     def add(self, token: int) -> None:
         markers = self._spans.markers
         if token in (markers.english, markers.response, markers.target):
             self._markers.append(token)
-            shown = token == markers.target or self._markers == [markers.response]
-            self._stream = TextStream(self._spans.decode, self._write) if shown and self._write is not None else None
+            opens = token == markers.target or self._markers == [markers.response]
+            self._stream = TextStream(self._spans.decode, self._write) if opens and self._write is not None else None
+            self.shown = self.shown or opens
         elif self._stream is not None:
             self._stream.add(token)
 
@@ -164,7 +168,8 @@ def load_chat(folder: Path | str, *, max_new_tokens: int = 1024) -> Chat:
     folder = Path(folder)
     merged = folder / "merge" if (folder / "merge").is_dir() else folder
     if not (merged / "vocabulary.json").is_file() or not (merged / "config.json").is_file():
-        raise RunError(f"There is no transformed model in '{folder}'. Give a run folder whose 'merge' stage is done, or a merged model's folder.")
+        raise RunError(f"There is no transformed model in '{folder}'. "
+                       "Give a run folder whose 'merge' stage is done, or a merged model's folder.")
     device = default_device()
     model, _ = load_folder(merged)
     place(model, device, compute_dtype("auto", device))

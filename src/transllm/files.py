@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+_TORCH_CANNOT_WRITE = ("iostream error", "unexpected pos", "PytorchStreamWriter")
+_FULL_BELOW = 2**20
 
 
 @contextlib.contextmanager
@@ -21,6 +29,39 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class DiskErrors:
+    """Inside, errors of the disk are ``OSError``, whoever writes.
+
+    safetensors and tokenizers tell a full disk as errors of their own that end in "(os error 28)", numpy as an error without a
+    number, torch as a position in its file.
+
+    Args:
+        folder: what is written to; named in the error.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        number = self._number(error)
+        if number is not None:
+            raise OSError(number, os.strerror(number), str(self._folder)) from error
+
+    def _number(self, error: BaseException | None) -> int | None:
+        """The system's number of an error that hides it; None for all others."""
+        if error is None or (isinstance(error, OSError) and error.errno is not None):
+            return None
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found:
+            return int(found[1]) if int(found[1]) in _OF_THE_DISK else None
+        if "requested and" in str(error) or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _TORCH_CANNOT_WRITE)):
+            return errno.ENOSPC if shutil.disk_usage(self._folder).free < _FULL_BELOW else errno.EIO
+        return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -61,8 +61,8 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_original_is_the_original_bit_for_bit_after_training(make_chat_model: Make, adapt: Callable[..., Adapted], tiny_spans: SpanTokenizer,
-                                                             kind: str, dtype: torch.dtype) -> None:
+def test_original_is_the_original_bit_for_bit_after_training(make_chat_model: Make, adapt: Callable[..., Adapted],
+                                                             tiny_spans: SpanTokenizer, kind: str, dtype: torch.dtype) -> None:
     original, size = make_chat_model(kind, dtype=dtype), tiny_spans.original_size
     adapted = adapt(kind, dtype=dtype)
     ids = _ids(size)
@@ -94,7 +94,8 @@ def test_a_fresh_adapter_changes_nothing(make_extended: Make, adapt: Callable[..
     torch.testing.assert_close(_logits(adapted.base, ids), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "embeddings"), [("tied", "new"), ("untied", "new"), ("padded", "new"), ("tied", "all"), ("untied", "all")])
+@pytest.mark.parametrize(("kind", "embeddings"), [("tied", "new"), ("untied", "new"), ("padded", "new"), ("tied", "all"),
+                                                  ("untied", "all")])
 def test_what_should_train_changes_and_what_should_not_does_not(adapt: Callable[..., Adapted], kind: str, embeddings: str) -> None:
     adapted = adapt(kind, embeddings=embeddings)
     before = {name: parameter.detach().clone() for name, parameter in adapted.peft.named_parameters()}
@@ -151,7 +152,8 @@ def test_merged_without_an_adapter_is_the_extended_model(make_extended: Make, ma
     assert torch.equal(model.get_output_embeddings().weight, make_extended("untied").get_output_embeddings().weight.bfloat16())
 
 
-def test_merging_adds_up_in_float32_before_it_casts(adapt: Callable[..., Adapted], make_folders: Callable[[str], Any], tmp_path: Path) -> None:
+def test_merging_adds_up_in_float32_before_it_casts(adapt: Callable[..., Adapted], make_folders: Callable[[str], Any],
+                                                    tmp_path: Path) -> None:
     adapted = adapt("tied")
     _train(adapted)
     adapted.save(tmp_path)
@@ -197,7 +199,8 @@ def test_the_digest_covers_both_files(adapt: Callable[..., Adapted], tmp_path: P
 
 
 @pytest.mark.parametrize("missing", ["adapter_model.safetensors", "rows.safetensors"])
-def test_a_missing_file_is_an_error(adapt: Callable[..., Adapted], make_folders: Callable[[str], Any], tmp_path: Path, missing: str) -> None:
+def test_a_missing_file_is_an_error(adapt: Callable[..., Adapted], make_folders: Callable[[str], Any], tmp_path: Path,
+                                    missing: str) -> None:
     adapted = adapt()
     adapted.save(tmp_path)
     (tmp_path / missing).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,14 +175,25 @@ def test_ctrl_c(finished: Any, home: Any, cli: Any, tmp_path: Path, stage: str) 
 
 def test_ctrl_c_at_any_place_of_a_training_step(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
     """Saved in the middle of a step, weights would be a step ahead of their number. Several stops find several places."""
-    run = finished.copy(tmp_path, without=STAGES[STAGES.index("bitext"):])
+    mine = home.at(tmp_path / "home")
+    mine.write(training={"checkpoint_minutes": 10})  # the only checkpoints are those of the stops
+    assert cli("run", mine.recipe, "--runs", tmp_path / "undisturbed", "--until", "bitext").code == 0
+    finished = type(finished)(tmp_path / "undisturbed" / "tiny", finished.done, 0)
+    run = finished.copy(tmp_path, without=("bitext",))
     log = run / "bitext" / "log.jsonl"
-    for stop in range(4):
+    for stop in range(5):
         before = len(_lines(log)) if log.exists() else 0
-        done = _stop(cli, home.recipe, tmp_path, "bitext", signal.SIGINT,
-                     lambda before=before, stop=stop: log.exists() and log.read_bytes().count(b"\n") > before + 3 + stop)
+
+        def late(before: int = before, stop: int = stop) -> bool:
+            if not log.exists() or log.read_bytes().count(b"\n") < before + 4:
+                return False
+            time.sleep(0.003 * stop)
+            return True
+
+        done = _stop(cli, mine.recipe, tmp_path, "bitext", signal.SIGINT, late)
         assert done.code == 130, done.err
-    assert cli("run", home.recipe, "--runs", tmp_path, "--until", "bitext").code == 0
+        assert len(list(run.glob("bitext/checkpoints/step-*.pt"))) == min(stop + 1, 2)
+    assert cli("run", mine.recipe, "--runs", tmp_path, "--until", "bitext").code == 0
     _same(run, "bitext", finished)
 
 

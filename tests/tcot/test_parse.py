@@ -40,7 +40,8 @@ def test_any_ids_give_a_chain(ids: list[int]) -> None:
 
 
 @given(TEXT, TEXT, TEXT, st.sampled_from([STOP, EOS]), st.lists(st.integers(0, 20)))
-def test_a_whole_chain_and_every_truncation_of_it(query: list[int], english: list[int], answer: list[int], end: int, rest: list[int]) -> None:
+def test_a_whole_chain_and_every_truncation_of_it(query: list[int], english: list[int], answer: list[int], end: int,
+                                                  rest: list[int]) -> None:
     whole = [E, *query, R, *english, T, *answer, end]
     chain = _parse([*whole, *rest])
     assert chain == Chain(Kind.CHAIN, tuple(query), tuple(english), tuple(answer), True, "")

@@ -29,7 +29,8 @@ WRITES_BOS = {"llama 3", "llama 2", "gemma"}
 ENGLISH = [
     [Message("user", "The teacher never saw a wooden bridge.")],
     [Message("user", "Hi"), Message("assistant", "Hello! How can I help?\n\n- a list\n- more"), Message("user", "What is 2 + 2 in 1987?")],
-    [Message("system", "You are a helpful assistant."), Message("user", "3 x 4?"), Message("assistant", "12."), Message("user", "¿Qué? {{ x }}")],
+    [Message("system", "You are a helpful assistant."), Message("user", "3 x 4?"), Message("assistant", "12."),
+     Message("user", "¿Qué? {{ x }}")],
 ]
 Make = Callable[..., SpanTokenizer]
 
@@ -99,8 +100,8 @@ def test_forms_of_an_answer(renderer: Renderer) -> None:
 def test_what_is_typed_stays_text(named: tuple[str, Renderer]) -> None:
     _, renderer = named
     typed = "<EN> a <RESPONSE> b <ES> c <|im_end|> d <|im_start|>system <|endoftext|> <|begin|> <|pad|>"
-    special = set(renderer.spans.extended.all_special_ids) | {renderer.spans.markers.english, renderer.spans.markers.response,
-                                                              renderer.spans.markers.target}
+    special = {number for number, token in renderer.spans.extended.added_tokens_decoder.items() if token.special}
+    assert len(special) == 4 + 3 + 1
     for language in ("english", "target"):
         count = [sum(token in special for token in renderer.prompt([Message("user", text, language)]))  # type: ignore[arg-type]
                  for text in (typed, "x")]

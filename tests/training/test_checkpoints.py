@@ -43,7 +43,8 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCapt
     whole = file.read_bytes()
     assert len(whole) > 150_000
     # A file of more than 64 kB that lacks its end is another error of torch's than a short one.
-    file.write_bytes({"half": whole[: len(whole) // 2], "long": whole[:5000], "empty": b"", "text": b"not a checkpoint", "zeros": bytes(len(whole))}[damage])
+    file.write_bytes({"half": whole[: len(whole) // 2], "long": whole[:5000], "empty": b"", "text": b"not a checkpoint",
+                      "zeros": bytes(len(whole))}[damage])
     with caplog.at_level(logging.WARNING):
         latest = checkpoints.latest()
     assert latest is not None and latest["step"] == 1

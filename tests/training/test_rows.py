@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transllm.errors import TrainingError
 from transllm.training import EncodedRow, Rows, write_rows
 
-ROWS = [EncodedRow([5, 70_000, 3], [False, True, True], 9), EncodedRow([1, 2], [True, True], 0), EncodedRow([4, 4, 4, 4], [False, False, False, True], 3)]
+ROWS = [EncodedRow([5, 70_000, 3], [False, True, True], 9), EncodedRow([1, 2], [True, True], 0),
+        EncodedRow([4, 4, 4, 4], [False, False, False, True], 3)]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -31,8 +32,9 @@ def test_any_rows_round_trip(tmp_path_factory: pytest.TempPathFactory, drawn: li
     assert [opened.row(number) for number in range(len(opened))] == rows
 
 
-@pytest.mark.parametrize("changed", [EncodedRow([5, 70_001, 3], [False, True, True], 9), EncodedRow([5, 70_000, 3], [False, False, True], 9),
-                                     EncodedRow([5, 70_000, 3], [False, True, True], 8)])
+@pytest.mark.parametrize("changed", [
+    EncodedRow([5, 70_001, 3], [False, True, True], 9), EncodedRow([5, 70_000, 3], [False, False, True], 9),
+    EncodedRow([5, 70_000, 3], [False, True, True], 8)])
 def test_the_digest_covers_everything(tmp_path: Path, changed: EncodedRow) -> None:
     assert write_rows(ROWS, tmp_path / "one").digest != write_rows([changed, *ROWS[1:]], tmp_path / "two").digest
     assert write_rows(ROWS, tmp_path / "one").digest == write_rows(ROWS, tmp_path / "three").digest

@@ -47,7 +47,7 @@ def _told(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         # EPIPE is typer's own business; an error that names no file is no user's.
-        if debug or error.errno == errno.EPIPE or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+        if debug or error.errno == errno.EPIPE or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
         fail(_disk(error))
         raise typer.Exit(1) from None
@@ -57,6 +57,9 @@ def _disk(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full{where}. Make room and run the same command again; finished work is kept."
+    if error.errno == errno.EFBIG:
+        return (f"A file would grow larger than it may{where}. "
+                "Raise the limit (ulimit -f) or free some of the quota, and run the same command again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"'{error.filename}' may not be read or written ({error.strerror}). Change its permissions, or choose another place."
     return f"'{error.filename}': {error.strerror}. Check the path and run the command again."

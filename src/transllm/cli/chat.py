@@ -84,10 +84,7 @@ class _Session:
         return True
 
     def _answer(self, text: str) -> None:
-        streamed: list[str] = []
-
         def stream(piece: str) -> None:
-            streamed.append(piece)
             sys.stdout.write(piece)
             sys.stdout.flush()
 
@@ -97,8 +94,6 @@ class _Session:
             sys.stdout.write("\n")
             self._note("Stopped. This turn is not part of the conversation.")
             return
-        if not "".join(streamed).strip():
-            sys.stdout.write(reply.answer)  # what could not be streamed, e.g. an answer without its chain
         sys.stdout.write("\n")
         sys.stdout.flush()
         self._last = reply

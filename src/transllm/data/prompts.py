@@ -124,7 +124,8 @@ def _repeats(words: list[str]) -> bool:
     return max(runs.values()) >= 4
 
 
-def read_prompts(source: Source, *, side: Literal["english", "target"], language: Language, folder: Path, cache: Path | None = None) -> list[str]:
+def read_prompts(source: Source, *, side: Literal["english", "target"], language: Language, folder: Path,
+                 cache: Path | None = None) -> list[str]:
     """User turns of a source: lines of a text file without its comments, or rows of any other format.
 
     A document filter would drop "Hello!", and a comment is no prompt; so prompts are not read as documents.

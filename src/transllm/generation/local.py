@@ -17,6 +17,9 @@ from transllm.errors import ModelError
 from transllm.generation.engine import Generated, Sampling
 
 
+_NUCLEUS = 1024
+
+
 @dataclass
 class _Row:
     index: int
@@ -77,7 +80,8 @@ class LocalEngine:
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             # Rows that are done but still in the batch may run past the context; their positions must stay in it.
             positions = (mask.sum(1, keepdim=True) - 1).clamp_max(self._context - 1)
-            output = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            output = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=positions,
+                                 past_key_values=cache, use_cache=True)
             last = self._choose(output.logits[:, -1], sampling, generator)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling,
@@ -100,13 +104,15 @@ class LocalEngine:
             return logits.argmax(-1)
         probabilities = (logits.float() / sampling.temperature).softmax(-1)
         if sampling.top_p < 1:
-            ordered, places = probabilities.sort(-1, descending=True)
+            # The nucleus is sought among the likeliest tokens: sorting a whole vocabulary costs as much as the model's step.
+            ordered, places = probabilities.topk(min(_NUCLEUS, probabilities.shape[-1]))
             ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
             probabilities = torch.zeros_like(probabilities).scatter_(-1, places, ordered)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
     @staticmethod
-    def _collect(rows: Sequence[_Row], last: Tensor, sampling: Sampling, on_token: Callable[[int, int], None] | None) -> Iterator[Generated]:
+    def _collect(rows: Sequence[_Row], last: Tensor, sampling: Sampling,
+                 on_token: Callable[[int, int], None] | None) -> Iterator[Generated]:
         for row, token in zip(rows, last.tolist(), strict=True):
             if row.left <= 0:
                 continue

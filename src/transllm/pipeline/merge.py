@@ -43,6 +43,9 @@ def merge(context: Context) -> Result:
     for row in read_jsonl(context.run / "bridge" / "chains.jsonl")[:_PROOF]:
         chain = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
         answers.append((renderer.prompt([Message("user", row["query"], "target")]), renderer.answer(chain)))
+    if not answers:  # nothing was bridged, which is no error where fine-tuning is skipped: the original's own answers will do
+        answers = [(renderer.prompt([Message("user", row["prompt"])]), renderer.answer(renderer.recovery(row["answer"])))
+                   for row in read_jsonl(context.run / "recover" / "conversations.jsonl")[:_PROOF]]
     found = divergence(exact, reloaded, answers, vocabulary=spans.size, opening=())
     if not found.kl <= settings.max_kl:
         raise ModelError(f"The merged model is not the adapter model: KL {found.kl:.4f} nats a token, at most {settings.max_kl} is allowed "

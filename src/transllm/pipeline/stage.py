@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from transllm.files import write_json
+from transllm.files import DiskErrors, write_json
 from transllm.progress import Progress
 from transllm.recipe import resolved
 from transllm.recipe.schema import Recipe
@@ -135,7 +135,8 @@ def execute(stage: Stage, context: Context, *, digest: str, inputs: dict[str, st
     with PeakMemory() as memory:
         started = time.monotonic()
         try:
-            result = stage.work(context)
+            with DiskErrors(context.folder):
+                result = stage.work(context)
         finally:
             sitting(time.monotonic() - started)
     manifest = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
-from transllm.files import read_jsonl
+from transllm.files import read_jsonl, write_json
 from transllm.model import attach, compute_dtype, default_device, enable_packed, load_folder, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
@@ -62,9 +63,9 @@ def bitext(context: Context) -> Result:
 def finetune(context: Context) -> Result:
     """Chains, recovery conversations and translation instructions, in the recipe's shares of rows."""
     stage = context.recipe.finetune
-    kinds: dict[str, int] = {}
 
     def rows() -> Iterator[EncodedRow]:
+        kinds: dict[str, int] = {}
         chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
         share = 1 - stage.recovery - stage.translation
         recovered = [row for row in read_jsonl(context.run / "recover" / "conversations.jsonl")
@@ -79,9 +80,12 @@ def finetune(context: Context) -> Result:
             kinds[kind] = kinds.get(kind, 0) + 1
             if kind != "too long":
                 yield row
+        write_json(counted, kinds)  # before the rows are whole: a later sitting finds rows and counts, or neither
 
+    counted = row_folder(context.run, "finetune") / "kinds.json"
     result = _train(context, "finetune", rows, stage, before="bitext")
-    if kinds:
+    if counted.exists():
+        kinds = json.loads(counted.read_text(encoding="utf-8"))
         too_long = kinds.pop("too long", 0)
         result.counts["rows"] = {"read": sum(kinds.values()) + too_long, "kept": sum(kinds.values()), "dropped": {"too long": too_long}}
         result.metrics["rows_by_kind"] = kinds

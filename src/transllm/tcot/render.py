@@ -74,7 +74,7 @@ class Renderer:
         """Ids of a conversation, up to where the assistant is to speak."""
         ids: list[int] = []
         for piece in _template_pieces(self._template, messages):
-            ids.extend(self._encode(piece.content, piece.language) if isinstance(piece, Message) else self._control(piece))
+            ids.extend(self._encode(piece.content.strip(), piece.language) if isinstance(piece, Message) else self._control(piece))
         return ids
 
     def row(self, messages: Sequence[Message], answer: Sequence[Span]) -> tuple[list[int], list[bool]]:
@@ -122,15 +122,16 @@ class Renderer:
         pieces = _template_pieces(self._template, [Message("user", "?"), Message("assistant", "!")], open_turn=False)
         tail = pieces[-1]
         # Many tokenizers give their end of turn no name such as eos; it is a control token all the same.
-        special = {*self._template.all_special_ids, *(number for number, token in self._template.added_tokens_decoder.items() if token.special)}
+        added = self._template.added_tokens_decoder.items()
+        special = {*self._template.all_special_ids, *(number for number, token in added if token.special)}
         if isinstance(tail, str):
             for token in self._control(tail):
                 if token in special:
                     return token
         eos = self._template.eos_token_id
         if eos is None:
-            raise ModelError("The chat template writes no control token after an answer, and the tokenizer has no end-of-text token, so the "
-                             "model could never stop. Set eos_token in its tokenizer_config.json.")
+            raise ModelError("The chat template writes no control token after an answer, and the tokenizer has no end-of-text token, "
+                             "so the model could never stop. Set eos_token in its tokenizer_config.json.")
         return int(eos)
 
 
@@ -142,7 +143,8 @@ def _template_pieces(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     try:
         rendered = str(tokenizer.apply_chat_template(stand_ins, tokenize=False, add_generation_prompt=open_turn))
     except TemplateError as error:
-        raise ModelError(f"The chat template refuses a conversation of the roles {', '.join(message.role for message in messages)}: {error}. "
+        roles = ", ".join(message.role for message in messages)
+        raise ModelError(f"The chat template refuses a conversation of the roles {roles}: {error}. "
                          "Leave the role out, or give another template with model: {chat_template: FILE}.") from error
     pieces: list[str | Message] = []
     for message, place in zip(messages, places, strict=True):

@@ -154,7 +154,8 @@ def train(
                 started = time.monotonic()
                 bins = plan[state.step]
                 rate = learning_rate(state.step, len(plan), stage)
-                done = _gradients(module, rows, bins, accelerator, optimizer, adapted, rate=rate, training=training, folder=folder, seed=seed)
+                done = _gradients(module, rows, bins, accelerator, optimizer, adapted,
+                                  rate=rate, training=training, folder=folder, seed=seed)
                 tokens = int(sum(lengths[row] for members in bins for row in members))
                 loss = state.recent.loss_with(done)
                 with interrupts.whole():
@@ -188,7 +189,10 @@ class _Done:
 
 def _gradients(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelerator: Accelerator, optimizer: Any, adapted: Adapted, *,
                rate: float, training: Training, folder: Path, seed: int) -> _Done:
-    """Forward and backward of one optimiser step. The gradient is of the mean over all labels of the step, however bins and processes share them."""
+    """Forward and backward of one optimiser step.
+
+    The gradient is of the mean over all labels of the step, however bins and processes share them.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = list(batches_of(rows, bins[rank::world], device=adapted.device))
     counts = torch.tensor([sum(batch.labels for batch in mine), sum(batch.n_bytes for batch in mine)], device=adapted.device)

@@ -69,6 +69,6 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
     """
     places = (labels_T != IGNORE).nonzero().squeeze(-1)
     trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss: Tensor = _ChunkedLoss.apply(
+    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         hidden_TD.index_select(0, places), labels_T.index_select(0, places), lambda chunk: finish(head(chunk)), *trained)
     return loss

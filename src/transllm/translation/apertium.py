@@ -30,8 +30,8 @@ class ApertiumTranslator:
     def __init__(self, language: Language) -> None:
         command = shutil.which("apertium")
         if command is None:
-            raise ModelError("The recipe asks for the translator 'apertium', and there is no such command. "
-                             "Install it with its pair (for Spanish: apt-get install apertium-eng-spa), or set bridge.translator to 'self'.")
+            raise ModelError("The recipe asks for the translator 'apertium', and there is no such command. Install it with its pair "
+                             "(for Spanish: apt-get install apertium-eng-spa), or set bridge.translator to 'self'.")
         self._command, self._code = command, _CODES.get(language.code, language.code)
         listed = subprocess.run([command, "-l"], capture_output=True, text=True, check=False).stdout.split()
         missing = {f"eng-{self._code}", f"{self._code}-eng"} - set(listed)
@@ -49,7 +49,8 @@ class ApertiumTranslator:
             done = subprocess.run([self._command, "-u", direction], input="\n".join(sentences) + "\n", capture_output=True, text=True,
                                   check=False)
             if done.returncode:
-                raise DataError(f"Apertium failed: {done.stderr.strip() or done.returncode}. Try it by hand: echo hello | apertium {direction}")
+                raise DataError(f"Apertium failed: {done.stderr.strip() or done.returncode}. "
+                                f"Try it by hand: echo hello | apertium {direction}")
             lines = done.stdout.rstrip("\n").split("\n") if sentences else []
             if len(lines) != len(sentences):
                 raise DataError(f"Apertium gave {len(lines)} lines for {len(sentences)} sentences. Report this with the text, if you can.")

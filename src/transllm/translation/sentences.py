@@ -9,7 +9,7 @@ from itertools import pairwise
 
 # A sentence ends at its mark and the blanks after it (CJK marks need no blank). An abbreviation ends one too early, which costs
 # the translator some context and loses nothing: the pieces are joined again.
-_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*")
+_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][”’」』）]*\s*")  # noqa: RUF001
 # A list mark has a blank after it: "3.5" and "-5" have none.
 _LEAD = re.compile(r"^(\s*(?:(?:[-*+•]|\d{1,3}[.)]|#{1,6})\s+)?)(.*?)(\s*)$", re.DOTALL)
 _LETTER = re.compile(r"[^\W\d_]")

@@ -1,0 +1,181 @@
+"""A chat follows the chain: it shows the target text, keeps English history and mends what lacks a marker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transllm.chat import Chat, load_chat
+from transllm.errors import RunError
+from transllm.generation import Generated, Sampling
+from transllm.tcot import Kind, Message, Renderer
+from transllm.tokenizer import SpanTokenizer
+
+QUERY = "¿Dónde está la biblioteca de la ciudad, por favor?"
+ENGLISH = "Where is the library of the city, please? I cannot find it."
+
+
+class Scripted:
+    """An engine that says what it is told to, within the room that it is given."""
+
+    def __init__(self, answers: Sequence[list[int]]) -> None:
+        self._answers = list(answers)
+        self.prompts: list[list[int]] = []
+        self.rooms: list[int] = []
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+                 on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
+        (prompt,) = prompts
+        self.prompts.append(list(prompt))
+        self.rooms.append(sampling.max_new_tokens)
+        ids: list[int] = []
+        for token in self._answers.pop(0)[: sampling.max_new_tokens]:
+            ids.append(token)
+            if on_token is not None:
+                on_token(0, token)
+            if token in sampling.stop_ids:
+                break
+        yield Generated(0, ids, "stop" if ids[-1] in sampling.stop_ids else "length")
+
+
+@pytest.fixture
+def renderer(tiny_spans: SpanTokenizer) -> Renderer:
+    return Renderer(tiny_spans)
+
+
+def _chain(renderer: Renderer, number: int = 1) -> list[int]:
+    return renderer.answer(renderer.chain(query_en=f"Where is it {number}?", answer_en=f"In the city {number}.",
+                                          answer=f"En la ciudad {number}, señor."))
+
+
+def test_a_chain(renderer: Renderer) -> None:
+    engine, parts = Scripted([_chain(renderer)]), list[str]()
+    chat = Chat(engine, renderer.spans)
+    reply = chat.send(QUERY, stream=parts.append)
+    assert (reply.query, reply.query_en) == (QUERY, "Where is it 1?")
+    assert (reply.answer_en, reply.answer) == ("In the city 1.", "En la ciudad 1, señor.")
+    assert "".join(parts) == reply.answer and len(parts) > 3, "only the target text is shown, as it comes"
+    assert (reply.kind, reply.problems, reply.tokens) == (Kind.CHAIN.value, (), len(_chain(renderer)))
+    assert engine.prompts == [renderer.prompt([Message("user", QUERY, "target")])]
+    assert chat.history == [reply]
+
+
+def test_history_is_in_english(renderer: Renderer) -> None:
+    engine = Scripted([_chain(renderer, 1), _chain(renderer, 2)])
+    chat = Chat(engine, renderer.spans)
+    chat.send(QUERY)
+    chat.send("¿Y el niño?")
+    assert engine.prompts[1] == renderer.prompt([
+        Message("user", "Where is it 1?"), Message("assistant", "In the city 1."), Message("user", "¿Y el niño?", "target")])
+
+
+def test_reset_forgets(renderer: Renderer) -> None:
+    engine = Scripted([_chain(renderer)] * 2)
+    chat = Chat(engine, renderer.spans)
+    chat.send(QUERY)
+    chat.reset()
+    assert chat.history == []
+    chat.send(QUERY)
+    assert engine.prompts[1] == engine.prompts[0]
+
+
+def test_missing_markers_are_mended_and_reported(renderer: Renderer) -> None:
+    """The model says plain text, then stops after each step of the chain; each time it is led on."""
+    spans, markers, end = renderer.spans, renderer.spans.markers, renderer.end_id
+    query, english, answer = spans.encode_english("Where?"), spans.encode_english("There."), spans.encode_target("Allí, señor.")
+    engine, parts = Scripted([[*answer, end], [*query, end], [*english, end], [*answer, end]]), list[str]()
+    reply = Chat(engine, spans).send(QUERY, stream=parts.append)
+    assert (reply.kind, reply.query_en, reply.answer_en, reply.answer) == (Kind.CHAIN.value, "Where?", "There.", "Allí, señor.")
+    assert reply.problems == ("no marker", "answered with translation to English", "no answer in the target language")
+    prompt = renderer.prompt([Message("user", QUERY, "target")])
+    assert engine.prompts == [prompt, [*prompt, markers.english], [*prompt, markers.english, *query, markers.response],
+                              [*prompt, markers.english, *query, markers.response, *english, markers.target]]
+    assert "".join(parts) == "Allí, señor.", "what was written before it was mended is not shown"
+    assert reply.tokens == len(query) + len(english) + len(answer) + 4
+
+
+def test_mending_ends(renderer: Renderer) -> None:
+    engine = Scripted([[renderer.end_id]] * 10)
+    reply = Chat(engine, renderer.spans).send(QUERY)
+    assert len(engine.prompts) == 2, "an empty span is nothing to go on from"
+    assert reply.problems and reply.answer == ""
+
+
+def test_what_is_cut_is_reported_and_not_mended(renderer: Renderer) -> None:
+    room = len(_chain(renderer)) - 4
+    engine = Scripted([_chain(renderer)])
+    reply = Chat(engine, renderer.spans, max_new_tokens=room).send(QUERY)
+    assert engine.rooms == [room] and reply.tokens == room
+    assert reply.problems == ("cut",)
+    assert "En la ciudad 1, señor.".startswith(reply.answer) and reply.answer
+
+
+def test_mending_keeps_to_the_room(renderer: Renderer) -> None:
+    spans = renderer.spans
+    query = spans.encode_english("Where?")
+    engine = Scripted([[spans.markers.english, *query, renderer.end_id], spans.encode_english("There it is, I think.")])
+    chat = Chat(engine, spans, max_new_tokens=len(query) + 6)
+    reply = chat.send(QUERY)
+    assert engine.rooms == [len(query) + 6, 4]
+    assert reply.tokens == len(query) + 6 and "cut" not in reply.problems[0]
+
+
+@pytest.mark.parametrize("form", ["recovery", "plain"])
+def test_an_english_query(renderer: Renderer, form: str) -> None:
+    spans, parts = renderer.spans, list[str]()
+    said = [*spans.encode_english("In the city."), renderer.end_id]
+    if form == "recovery":
+        said = renderer.answer(renderer.recovery("In the city."))
+    engine = Scripted([said, _chain(renderer)])
+    chat = Chat(engine, spans)
+    reply = chat.send(ENGLISH, stream=parts.append)
+    assert engine.prompts == [renderer.prompt([Message("user", ENGLISH, "english")])], "in the original vocabulary, and nothing to mend"
+    assert (reply.query_en, reply.answer_en, reply.answer) == (ENGLISH, "In the city.", "In the city.")
+    # Plain text may yet turn out to be a chain whose first marker is missing, so it is not shown before it is done.
+    assert "".join(parts) == ("In the city." if form == "recovery" else "")
+    chat.send(QUERY)
+    assert engine.prompts[1] == renderer.prompt([
+        Message("user", ENGLISH), Message("assistant", "In the city."), Message("user", QUERY, "target")])
+
+
+def test_who_asks_for_a_translation_gets_it(renderer: Renderer) -> None:
+    query = "Translate into English: la biblioteca de la ciudad está cerrada por vacaciones"
+    engine = Scripted([renderer.answer(renderer.translation("The library is closed.", to="english"))])
+    reply = Chat(engine, renderer.spans).send(query)
+    assert len(engine.prompts) == 1 and reply.problems == ()
+    assert (reply.kind, reply.answer) == (Kind.TO_ENGLISH.value, "The library is closed.")
+
+
+def test_the_oldest_turns_go_when_the_context_is_full(renderer: Renderer) -> None:
+    turns = [_chain(renderer, number) for number in range(1, 6)]
+    one = renderer.prompt([Message("user", QUERY, "target")])
+    whole = [message for number in (1, 2, 3, 4) for message in (Message("user", f"Where is it {number}?"),
+                                                                Message("assistant", f"In the city {number}."))]
+    two_left = renderer.prompt([*whole[4:], Message("user", QUERY, "target")])
+    engine = Scripted(turns)
+    chat = Chat(engine, renderer.spans, max_new_tokens=100, context=len(two_left) + 100)
+    for _ in turns:
+        chat.send(QUERY)
+    assert engine.prompts[-1] == two_left
+    assert len(chat.history) == 5, "the conversation is still all there"
+    small = Chat(Scripted(turns), renderer.spans, max_new_tokens=100, context=10)
+    small.send(QUERY)
+    small.send(QUERY)
+    assert small._engine.prompts == [one, one]  # type: ignore[attr-defined]
+
+
+def test_a_merged_folder_answers(make_folders: Callable[[str], Any], tmp_path: Path) -> None:
+    """The real engine, on a model of random weights: the text means nothing, all else must hold."""
+    folder = make_folders("padded").extended
+    chat = load_chat(folder, max_new_tokens=12)
+    parts: list[str] = []
+    reply = chat.send(QUERY, stream=parts.append)
+    assert reply.query == QUERY and 0 < reply.tokens <= 12 and reply.seconds > 0
+    assert reply.problems, "random weights write no whole chain"
+    (tmp_path / "merge").mkdir()
+    for run in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(RunError, match="no transformed model"):
+            load_chat(run)
