@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast as Fast
 from transformers.models.gemma2 import Gemma2Config
 
 from transllm.languages import LANGUAGES
-from transllm.model import grow
+from transllm.model import grow, place
 from transllm.model.load import save_folder
 from transllm.recipe.schema import Lora, Training
 from transllm.tokenizer import SpanTokenizer, extend_tokenizer, learn_merges, marker_texts, sub_tokens
@@ -102,7 +102,7 @@ def make_chat_model(tiny_spans: SpanTokenizer) -> Callable[..., PreTrainedModel]
             for name, parameter in model.named_parameters():
                 if name.endswith("bias") or "norm" in name:  # they start at 0 and 1, which would hide that one of them is lost
                     parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
-        return model.to(dtype).eval()
+        return place(model, model.device, dtype).eval()
 
     return make
 

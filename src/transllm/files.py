@@ -65,10 +65,10 @@ class DiskErrors:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all. Half a surrogate pair (a model can write one) becomes a character reference."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

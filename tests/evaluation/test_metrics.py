@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from transllm.errors import DataError, RunError
+from transllm.errors import DataError
 from transllm.evaluation.metrics import (
     Metrics,
     StageMetrics,
@@ -16,7 +16,6 @@ from transllm.evaluation.metrics import (
     bleu_tokenizer,
     share,
     translation_scores,
-    write_atomically,
 )
 from transllm.languages import LANGUAGES
 
@@ -120,13 +119,3 @@ def test_a_broken_metrics_file_is_named(tmp_path: Path, text: str, says: str) ->
 def test_a_missing_metrics_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="evaluate"):
         Metrics.read(tmp_path / "metrics.json")
-
-
-def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("old", encoding="utf-8")
-    with pytest.raises(RunError, match="cannot be written"):
-        write_atomically(blocked / "inside.txt", "new")
-    assert blocked.read_text(encoding="utf-8") == "old"
-    write_atomically(blocked, "half a pair: \ud800")
-    assert blocked.read_text(encoding="utf-8") == "half a pair: &#55296;"

@@ -74,7 +74,8 @@ def test_the_cut_does_not_depend_on_order_seed_or_neighbours(finished: Any, home
     mine.write(seed=99)
     run = transform(load_recipe(mine.recipe), runs=tmp_path / "runs", until="prepare").folder
     for which in PARTS:
-        before, after = ({row["english"] for row in _lines(folder / "prepare" / f"pairs.{which}.jsonl")} for folder in (finished.folder, run))
+        before, after = ({row["english"] for row in _lines(folder / "prepare" / f"pairs.{which}.jsonl")}
+                         for folder in (finished.folder, run))
         assert before == {text for text in after if not text.startswith("Another")}
 
 

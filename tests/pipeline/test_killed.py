@@ -54,7 +54,7 @@ def _result(folder: Path) -> dict[str, Any]:
             continue
         if name == "manifest.json":
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            found[name] = {key: _timeless(value) for key, value in manifest.items() if key not in ("finished", "peak_memory_gib", "seconds")}
+            found[name] = _timeless({key: value for key, value in manifest.items() if key not in ("finished", "peak_memory_gib")})
         elif name == "adapter_config.json":
             config = json.loads(path.read_text(encoding="utf-8"))
             config["target_modules"].sort()  # peft writes a set
@@ -150,7 +150,8 @@ def test_self_prompting_goes_on_where_it_was(home: Any, cli: Any, tmp_path: Path
     mine = home.at(tmp_path / "home")
     mine.write(recover={"prompts": ["self"], "count": 30}, pretrain={"tokens": 0}, bitext={"tokens": 0})
     prompts = tmp_path / "runs" / "tiny" / "recover" / "prompts.jsonl"
-    _stop(cli, mine.recipe, tmp_path / "runs", "recover", signal.SIGKILL, lambda: prompts.exists() and prompts.read_bytes().count(b"\n") >= 24)
+    _stop(cli, mine.recipe, tmp_path / "runs", "recover", signal.SIGKILL,
+          lambda: prompts.exists() and prompts.read_bytes().count(b"\n") >= 24)
     known = _lines(prompts)
     assert len(known) < 33
     done = cli("run", mine.recipe, "--runs", tmp_path / "runs", "--until", "recover")

@@ -14,7 +14,7 @@ from transllm import load_recipe
 from transllm.model import Documents, attach, enable_packed, load_folder, load_merged
 from transllm.tokenizer import SpanTokenizer
 
-SENTENCES = ["What do you know about the museum before dinner?", "Nobody knows.", "It was the windows, and 1987 was a cold year."]
+SENTENCES = ["What do you know about the museum before dinner?", "Nobody knows.", "It was the windows, and 1987 was a cold year. " * 6]
 
 
 def _ids(tokenizer: Any, text: str) -> torch.Tensor:
@@ -26,11 +26,11 @@ def original(home: Any) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(home.model).eval(), AutoTokenizer.from_pretrained(home.model)
 
 
-def _adapted(finished: Any, home: Any, stage: str) -> Any:
+def _adapted(finished: Any, home: Any, stage: str, dtype: torch.dtype = torch.float32) -> Any:
     recipe = load_recipe(home.recipe)
     model, tokenizer = load_folder(finished.folder / "extend")
     spans = SpanTokenizer.load(finished.folder / "extend")
-    adapted = attach(model, original_size=spans.original_size, size=len(tokenizer), training=recipe.training, dtype=torch.float32)
+    adapted = attach(model, original_size=spans.original_size, size=len(tokenizer), training=recipe.training, dtype=dtype)
     adapted.load(finished.folder / stage)
     adapted.peft.eval()
     return adapted
@@ -65,11 +65,13 @@ def test_new_rows_are_the_mean_of_their_parts(finished: Any, original: tuple[Any
     assert same > 30
 
 
-def test_adapter_off_is_the_original_bit_for_bit(finished: Any, home: Any, original: tuple[Any, Any]) -> None:
-    adapted = _adapted(finished, home, "finetune")
-    old, tokenizer = original
-    packs = enable_packed(old), enable_packed(adapted.base)
-    assert packs == (True, True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapter_off_is_the_original_bit_for_bit(finished: Any, home: Any, dtype: torch.dtype) -> None:
+    """In bfloat16 too: casting a model must not cast the frequencies of its positions."""
+    adapted = _adapted(finished, home, "finetune", dtype)
+    old, tokenizer = AutoModelForCausalLM.from_pretrained(home.model, dtype=dtype), AutoTokenizer.from_pretrained(home.model)
+    old.eval()
+    assert (enable_packed(old), enable_packed(adapted.base)) == (True, True)
     for text in SENTENCES:
         ids = _ids(tokenizer, text)
         documents = Documents([ids.shape[1]])
@@ -81,7 +83,6 @@ def test_adapter_off_is_the_original_bit_for_bit(finished: Any, home: Any, origi
             on = adapted.logits(ids, documents)
         assert torch.equal(off, expected)
         assert on.shape[-1] > off.shape[-1] and not torch.allclose(on[..., : off.shape[-1]], off, atol=0.1), "the adapter does nothing"
-    old.set_attn_implementation("sdpa")
 
 
 def test_merged_folder_is_a_plain_chat_model(finished: Any, home: Any) -> None:
@@ -102,8 +103,10 @@ def test_merged_logits_are_the_adapter_models(finished: Any, home: Any) -> None:
     adapted = _adapted(finished, home, "finetune")
     enable_packed(adapted.base)
     merged, tokenizer = (kind.from_pretrained(finished.folder / "merge") for kind in (AutoModelForCausalLM, AutoTokenizer))
-    for row in [json.loads(line) for line in (finished.folder / "bridge" / "chains.jsonl").read_text(encoding="utf-8").splitlines()][:5]:
-        ids = _ids(tokenizer, f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n<EN>{row['query_en']}<ES>{row['answer']}")
+    for line in (finished.folder / "bridge" / "chains.jsonl").read_text(encoding="utf-8").splitlines()[:5]:
+        row = json.loads(line)
+        asked = f"<|im_start|>user\n{row['query']}<|im_end|>\n<|im_start|>assistant\n"
+        ids = _ids(tokenizer, f"{asked}<EN>{row['query_en']}<RESPONSE>{row['answer_en']}<ES>{row['answer']}<|im_end|>")
         with torch.no_grad():
             exact = adapted.logits(ids, Documents([ids.shape[1]]))[0].log_softmax(-1)
             plain = merged(input_ids=ids).logits[0].log_softmax(-1)
@@ -114,7 +117,8 @@ def test_merged_logits_are_the_adapter_models(finished: Any, home: Any) -> None:
 
 def test_each_stage_goes_on_from_the_adapter_before(finished: Any) -> None:
     """Trained tensors move at every stage; frozen ones never."""
-    states = {stage: {**_tensors(finished.folder / stage / "adapter_model.safetensors"), **_tensors(finished.folder / stage / "rows.safetensors")}
+    states = {stage: {name: tensor for file in ("adapter_model", "rows")
+                      for name, tensor in _tensors(finished.folder / stage / f"{file}.safetensors").items()}
               for stage in ("pretrain", "bitext", "finetune")}
     for before, after in (("pretrain", "bitext"), ("bitext", "finetune")):
         assert states[before].keys() == states[after].keys()
@@ -124,9 +128,9 @@ def test_each_stage_goes_on_from_the_adapter_before(finished: Any) -> None:
                     in states[after].items() if "lora_A" in name) / sum("lora_A" in name for name in states[after])
         assert close > 0.5, "it began from another adapter"
     model, _ = load_merged(finished.folder / "extend", finished.folder / "finetune")
-    spans = SpanTokenizer.load(finished.folder / "extend")
+    size = SpanTokenizer.load(finished.folder / "extend").original_size
     extended, _ = load_folder(finished.folder / "extend")
-    assert torch.equal(model.get_input_embeddings().weight[: spans.original_size], extended.get_input_embeddings().weight[: spans.original_size])
+    assert torch.equal(model.get_input_embeddings().weight[:size], extended.get_input_embeddings().weight[:size])
     assert torch.equal(model.model.norm.weight, extended.model.norm.weight)
 
 

@@ -26,7 +26,7 @@ PROMPTS = ("What is the capital of France?", "What is the capital of Italy?", "H
            "Name a yellow fruit.", "What is two plus two?", "Say hello to my friend Anna.", "What is the opposite of hot?",
            "Which animal barks?", "What do bees make?", "What is frozen water called?", "Who wrote Romeo and Juliet?")
 RECIPE = """
-model: {source: "package:%s", file: "*.gguf"}
+model: {source: "package:PACKAGE", file: "*.gguf"}
 language: es
 data:
   parallel: [{files: pairs.tsv, columns: [0, 1]}]
@@ -39,7 +39,7 @@ recover: {prompts: [{files: prompts.txt}], count: 10, max_new_tokens: 96, batch_
 bridge: {check_language: false, min_length_ratio: 0.001, max_length_ratio: 10000, max_repeats: 100000}
 finetune: {tokens: 1500, batch_tokens: 256, micro_tokens: 256, sequence_length: 256, learning_rate: 1.0e-3}
 evaluate: {sentences: 4, query_count: 4, documents: 4, answers: 2, max_new_tokens: 48}
-""" % PACKAGE
+""".replace("PACKAGE", PACKAGE)
 
 
 @pytest.fixture(scope="module")

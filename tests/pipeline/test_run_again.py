@@ -183,7 +183,7 @@ def test_until_and_from(home: Any, finished: Any, tmp_path: Path) -> None:
     assert [stage.state for stage in status(part.folder)] == ["done"] * 2 + ["waiting"] * 7
     assert _worked(home.recipe, tmp_path, until="extend") == []
     assert _worked(home.recipe, tmp_path, until="pretrain", start="extend") == ["extend", "pretrain"]
-    with pytest.raises(RunError, match="no stage 'finetun'.*finetune"):
+    with pytest.raises(RunError, match=r"no stage 'finetun'.*finetune"):
         transform(recipe, runs=tmp_path, until="finetun")
     with pytest.raises(RunError, match="no stage 'x'"):
         transform(recipe, runs=tmp_path, start="x")

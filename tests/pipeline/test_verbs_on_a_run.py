@@ -57,7 +57,8 @@ def test_report_is_written_anew(finished: Any, cli: Any, tmp_path: Path) -> None
 
 
 def test_chat_answers_lines_of_a_pipe(finished: Any, cli: Any) -> None:
-    done = cli("chat", finished.folder, text="¿Quién pintó el museo?\n/chain\nEl capitán explicó la biblioteca.\n/reset\n/nothing\n/exit\nNadie.\n")
+    lines = ("¿Quién pintó el museo?", "/chain", "El capitán explicó la biblioteca.", "/reset", "/nothing", "/exit", "Nadie.")
+    done = cli("chat", finished.folder, text="".join(f"{line}\n" for line in lines))
     assert done.code == 0 and "Traceback" not in done.err, done.err
     assert "The English steps are shown." in done.err and "The conversation is forgotten." in done.err
     assert "There is no command '/nothing'" in done.err

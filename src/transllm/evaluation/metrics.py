@@ -6,17 +6,16 @@ without meaning at a stage is ``None`` (``null`` in metrics.json), never 0: a ze
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from transllm.errors import DataError, RunError
+from transllm.errors import DataError
+from transllm.files import write_json
 from transllm.languages import Language
 
 MEASURED = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
@@ -219,7 +218,7 @@ class Metrics:
         Raises:
             RunError: the file cannot be written (disk full, no permission).
         """
-        write_atomically(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def read(cls, path: Path) -> Metrics:
@@ -240,25 +239,6 @@ class Metrics:
             return cls.from_dict(values)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file so that a reader or a kill sees the old content or the new, never half of it.
-
-    A lone surrogate (a model can write half of one into JSON) becomes a character reference instead of an error.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(text.encode("utf-8", "xmlcharrefreplace"))
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            part.unlink()
-        raise RunError(f"{path} cannot be written ({error.strerror}). "
-                       "Make room or grant access there, and run the same command again.") from error
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transllm.errors import ModelError
 from transllm.generation.engine import Generated, Sampling
 
-
 _NUCLEUS = 1024
 
 

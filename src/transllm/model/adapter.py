@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.model.attention import Documents, hidden_states
-from transllm.model.load import load_folder, quiet, weight_of
+from transllm.model.load import load_folder, place, quiet, weight_of
 from transllm.model.lora import use_our_layer
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.recipe.schema import Lora, Training
@@ -138,7 +138,7 @@ def attach(model: PreTrainedModel, *, original_size: int, size: int, training: T
         training: LoRA and embedding settings.
         dtype: precision of the frozen weights; trained ones are float32.
     """
-    nn.Module.to(model, dtype=dtype)
+    place(model, model.device, dtype)
     model.requires_grad_(False)
     embedding_weight, head_weight = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
     tied = embedding_weight.data_ptr() == head_weight.data_ptr()
@@ -174,19 +174,20 @@ def load_merged(base: Path, adapter: Path | None, *, dtype: torch.dtype | None =
         return load_folder(base, dtype=dtype)
     model, tokenizer = load_folder(base)
     stored = model.dtype
-    model = model.float()
+    place(model, model.device, torch.float32)
     _existing(adapter, _WEIGHTS)
     rows = _adapter_file(adapter, _ROWS)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
     first_new = _first_new(adapter)
     with torch.no_grad():
         for name, tensor in rows.items():
-            weight = embedding.weight if name.startswith("embedding") else head.weight
+            weight = embedding if name.startswith("embedding") else head
             start = first_new if name.endswith("new") else 0
             weight[start: start + tensor.shape[0]] = tensor
     with quiet():
-        merged = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu").merge_and_unload()
-    return merged.to(dtype=dtype or stored).eval(), tokenizer
+        loaded: Any = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+        merged: PreTrainedModel = loaded.merge_and_unload()
+    return place(merged, model.device, dtype or stored).eval(), tokenizer
 
 
 def adapter_digest(folder: Path) -> str:

@@ -161,8 +161,16 @@ def weight_of(module: nn.Module | None) -> Tensor:
 
 
 def place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Move a model, and cast it if asked."""
-    moved: PreTrainedModel = nn.Module.to(model, device=device, dtype=dtype)
+    """Move a model, and cast its weights if asked.
+
+    Buffers keep their precision: rounded to bfloat16, the frequencies of rotary positions would be off by a quarter of a percent, and
+    positions far into a text would be other positions.
+    """
+    moved: PreTrainedModel = nn.Module.to(model, device=device)
+    if dtype is not None:
+        for parameter in moved.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
     return moved
 
 

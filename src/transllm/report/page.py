@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transllm.evaluation.metrics import write_atomically
 from transllm.evaluation.table import NULL, arrow, before_after, show_tolerance
+from transllm.files import write_text
 from transllm.report import plots, story
 from transllm.report.run import STAGES, TRAINING_STAGES, Manifest, RunView, read_run, translation_stages
 
@@ -44,7 +44,7 @@ def build_report(run: Path) -> Path:
     """
     view = read_run(run)
     page = run / "report.html"
-    write_atomically(page, render(view))
+    write_text(page, render(view))
     return page
 
 
