@@ -136,3 +136,10 @@ def test_tokens_are_handed_on_as_they_come(make_chat_model: Make) -> None:
 
 def test_nothing_in_nothing_out(make_chat_model: Make) -> None:
     assert list(LocalEngine(make_chat_model("tied"), pad_id=0).generate([], sampling=Sampling(4))) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cache_that_outgrows_its_room(make_chat_model: Make, greedy: Callable[[str], list[list[int]]], kind: str,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transllm.generation.cache._BLOCK", 5)
+    assert [one.ids for one in _all(LocalEngine(make_chat_model(kind), pad_id=0, batch_size=4), _prompts(), Sampling(NEW))] == greedy(kind)

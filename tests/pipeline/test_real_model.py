@@ -33,12 +33,12 @@ data:
   held_out: 0.1
 extend: {vocab_size: 200, min_count: 2}
 training: {lora: {r: 8, alpha: 16, dropout: 0.0}}
-pretrain: {tokens: 1500, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
-bitext: {tokens: 1500, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
-recover: {prompts: [{files: prompts.txt}], count: 10, max_new_tokens: 96, batch_size: 16}
+pretrain: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
+bitext: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
+recover: {prompts: [{files: prompts.txt}], count: 10, max_new_tokens: 64, batch_size: 16}
 bridge: {check_language: false, min_length_ratio: 0.001, max_length_ratio: 10000, max_repeats: 100000}
-finetune: {tokens: 1500, batch_tokens: 256, micro_tokens: 256, sequence_length: 256, learning_rate: 1.0e-3}
-evaluate: {sentences: 4, query_count: 4, documents: 4, answers: 2, max_new_tokens: 48}
+finetune: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 256, learning_rate: 1.0e-3}
+evaluate: {sentences: 3, query_count: 3, documents: 3, answers: 2, max_new_tokens: 32}
 """.replace("PACKAGE", PACKAGE)
 
 

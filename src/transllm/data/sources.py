@@ -25,8 +25,8 @@ from transllm.recipe.schema import Source
 Side = Literal["english", "target"]
 _Item = TypeVar("_Item")
 
-# A duplicate says nothing against a source (catalogues repeat "Save" a hundred times), so it does not count for max_dropped.
-_HARMLESS = frozenset({"duplicate", "no translation", "fuzzy translation"})
+# These say nothing against a source (catalogues repeat "Save" a hundred times), so they do not count for max_dropped.
+_HARMLESS = frozenset({"duplicate", "too short", "no translation", "fuzzy translation"})
 _FEW = 20
 """Of so few rows no share is taken."""
 
@@ -50,26 +50,30 @@ class Reading(Generic[_Item]):
 
 
 def read_pairs(sources: Sequence[Source], *, language: Language, folder: Path, cache: Path | None = None, limit: int | None = None,
-               max_dropped: float = 0.5) -> Reading[Pair]:
+               min_characters: int = 2, max_dropped: float = 0.5) -> Reading[Pair]:
     """Clean pairs of all sources, one after the other, without duplicates.
 
     Args:
         folder: where relative paths start (the recipe's folder).
         cache: where wheels are kept; None is the platform's cache folder.
         limit: stop after so many pairs.
-        max_dropped: an error when a larger share of a source's rows is dropped (duplicates and untranslated messages do not count).
+        min_characters: pairs with a shorter English side are dropped.
+        max_dropped: an error when a larger share of a source's rows is dropped (duplicates, untranslated and short messages do not
+            count).
 
     Raises:
         MissingSourceError: a source that is not optional is not there.
         DataError: a source is not what the recipe says.
     """
     reading: Reading[Pair] = Reading()
-    reading._items = _limited(_pairs(sources, _Way(language, Place(folder, cache), max_dropped, reading.reports)), limit)
+    reading._items = _limited(_pairs(sources, _Way(language, Place(folder, cache), max_dropped, reading.reports,
+                                             PairFilter(min_characters=min_characters))), limit)
     return reading
 
 
 def read_documents(sources: Sequence[Source], *, side: Side, language: Language, folder: Path, cache: Path | None = None,
-                   limit: int | None = None, max_dropped: float = 0.5, parallel: Sequence[Source] = ()) -> Reading[Document]:
+                   limit: int | None = None, min_characters: int = 2, max_dropped: float = 0.5,
+                   parallel: Sequence[Source] = ()) -> Reading[Document]:
     """Clean documents of all sources, without duplicates.
 
     Consecutive rows with the same document id become one document, its rows joined by a newline (verses into chapters,
@@ -79,12 +83,12 @@ def read_documents(sources: Sequence[Source], *, side: Side, language: Language,
         sources: ``data.target`` or ``data.english``. Empty: one side of ``parallel``.
         side: the side of pairs to take where the source itself names none.
         limit: stop after so many documents.
-        folder, cache, max_dropped: as for ``read_pairs``.
+        folder, cache, min_characters, max_dropped: as for ``read_pairs``.
 
     Raises: as ``read_pairs``.
     """
     reading: Reading[Document] = Reading()
-    way = _Way(language, Place(folder, cache), max_dropped, reading.reports)
+    way = _Way(language, Place(folder, cache), max_dropped, reading.reports, PairFilter(min_characters=min_characters))
     reading._items = _limited(_documents(sources or parallel, "documents" if sources else "pairs", side, way), limit)
     return reading
 
@@ -97,7 +101,7 @@ class _Way:
     place: Place
     max_dropped: float
     reports: list[SourceReport]
-    keep_pair: PairFilter = field(default_factory=PairFilter)
+    keep_pair: PairFilter
     keep_document: DocumentFilter = field(default_factory=DocumentFilter)
 
 

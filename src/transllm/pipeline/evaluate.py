@@ -31,7 +31,6 @@ from transllm.tcot import Message, parse
 from transllm.translation import SelfTranslator
 
 MODELS = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
-_SENTENCE_TOKENS = 128
 _SHOWN = 6
 
 
@@ -177,8 +176,10 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
     """Both directions, in the form that this model was taught: asked in its chat template, or continued as in *bitext*."""
     language, renderer = context.recipe.target, context.renderer
     english, target = ([pair[side] for pair in material.pairs] for side in (0, 1))
+    # A model that rambles is cut where no translation would still go on: its score would only fall with each word more.
+    longest = 16 + 2 * max(len(context.spans.encode_target(text)) for text in [*english, *target])
     if name == "bitext":
-        translator = SelfTranslator(engine, renderer, longest=_SENTENCE_TOKENS)
+        translator = SelfTranslator(engine, renderer, longest=longest)
         return {"en_target": [one.text for one in translator.translate(english, to="target", progress=context.progress,
                                                                        label=f"{name}: translating to {language.name}")],
                 "target_en": [one.text for one in translator.translate(target, to="english", progress=context.progress,
@@ -188,7 +189,7 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
         messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
-        replies = _generate(context, engine, messages, _SENTENCE_TOKENS, f"{name}: translating")
+        replies = _generate(context, engine, messages, longest, f"{name}: translating")
         found[direction] = [context.spans.decode(parse(ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
                             for ids in replies]
     return found

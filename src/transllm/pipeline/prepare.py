@@ -26,7 +26,8 @@ def prepare(context: Context) -> Result:
     under another key is found and dropped, wherever it stands.
     """
     data, language, folder = context.recipe.data, context.recipe.target, context.recipe.folder
-    options: dict[str, Any] = {"language": language, "folder": folder, "cache": context.cache, "max_dropped": data.max_dropped}
+    options: dict[str, Any] = {"language": language, "folder": folder, "cache": context.cache,
+                               "min_characters": data.min_characters, "max_dropped": data.max_dropped}
     kept: dict[str, list[Any]] = {}
     dropped: dict[str, Counts] = {}
     sources: list[dict[str, Any]] = []

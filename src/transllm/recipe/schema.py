@@ -101,6 +101,9 @@ class Data(Section):
     """Share of documents and pairs that no stage trains on; all figures are measured on it."""
     development: Share = 0.01
     """A further share to choose settings on, also never trained on."""
+    min_characters: Count = 2
+    """Pairs with a shorter English side are dropped. The labels of user interfaces (some 20 characters and less) are most of their
+    rows and teach little."""
     max_dropped: Share = 0.5
     """More rows than this dropped by the filters, in any one source, is an error: the source is not what the recipe thinks."""
 
