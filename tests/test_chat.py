@@ -26,7 +26,7 @@ class Scripted:
         self.prompts: list[list[int]] = []
         self.rooms: list[int] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
                  on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
         (prompt,) = prompts
         self.prompts.append(list(prompt))

@@ -157,3 +157,11 @@ def test_side_of_two_columns(tmp_path: Path) -> None:
     assert next(read_documents([source], side="target", language=SPANISH, folder=tmp_path)).text.startswith("This")
     documents = read_documents([Source(files="a.tsv", columns=[1])], side="target", language=SPANISH, folder=tmp_path)
     assert next(documents).text.startswith("Esta")
+
+
+def test_short_pairs_are_dropped_without_a_complaint(tmp_path: Path) -> None:
+    rows = [*("Save\tGuardar" + str(number) for number in range(30)), "The house is old.\tLa casa es vieja."]
+    (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    reading = read_pairs([Source(files="a.tsv", columns=[0, 1])], language=SPANISH, folder=tmp_path, min_characters=17)
+    assert [pair.english for pair in reading] == ["The house is old."]
+    assert reading.reports[0].counts.dropped == {"too short": 30}

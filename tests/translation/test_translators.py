@@ -26,7 +26,7 @@ class Upper:
         self.prompts: list[list[int]] = []
         self.sampling: Sampling | None = None
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
                  on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
         self.prompts, self.sampling = [list(prompt) for prompt in prompts], sampling
         for index in reversed(range(len(prompts))):

@@ -57,7 +57,7 @@ def text_bits_per_byte(model: PreTrainedModel, texts: Sequence[str], *, encode: 
     nats, n_bytes = 0.0, 0
     training = model.training
     model.eval()
-    for batch in _batches([[start, *ids] for ids in encode(list(texts))]):
+    for batch in _batches(sorted(([start, *ids] for ids in encode(list(texts))), key=len)):
         documents = Documents([len(ids) for ids in batch], device=model.device)
         ids_T = torch.tensor([token for ids in batch for token in ids], device=model.device)
         labels_T = torch.tensor([label for ids in batch for label in [*ids[1:], IGNORE]], device=model.device)
@@ -94,12 +94,13 @@ def divergence(original: PreTrainedModel, model: PreTrainedModel, answers: Seque
         opening: what the model writes before an English answer (its marker), which the original does not.
     """
     kl, same, count = 0.0, 0, 0
-    for prompt, answer in answers:
-        own = _answer_logits(model, [*prompt, *opening, *answer], len(answer), vocabulary)
-        reference = _answer_logits(original, [*prompt, *answer], len(answer), vocabulary)
+    lengths = [len(answer) for _, answer in answers]
+    found = _answer_logits(model, [[*prompt, *opening, *answer] for prompt, answer in answers], lengths, vocabulary)
+    expected = _answer_logits(original, [[*prompt, *answer] for prompt, answer in answers], lengths, vocabulary)
+    for own, reference in zip(found, expected, strict=True):
         kl += float((reference.exp() * (reference - own)).sum())
         same += int((reference.argmax(-1) == own.argmax(-1)).sum())
-        count += len(answer)
+        count += len(own)
     return Divergence(kl / count, same / count)
 
 
@@ -114,17 +115,26 @@ def held_out_texts(rows: Sequence[dict[str, str]], count: int) -> list[str]:
     return texts
 
 
-def _answer_logits(model: PreTrainedModel, ids: list[int], answer: int, vocabulary: int) -> torch.Tensor:
-    """Log probabilities over the original vocabulary at each place of the answer. (answer, vocabulary)"""
-    hidden = hidden_states(model, torch.tensor([ids], device=model.device), Documents([len(ids)], device=model.device))
-    logits = final_logits(model.config)(model.get_output_embeddings()(hidden[0, -answer - 1: -1]))
-    return logits[:, :vocabulary].float().log_softmax(-1)
+def _answer_logits(model: PreTrainedModel, rows: Sequence[list[int]], answers: Sequence[int], vocabulary: int) -> Iterator[torch.Tensor]:
+    """For each row, log probabilities over the original vocabulary at each place of its answer, the row's end. (answer, vocabulary)
+
+    Hidden states are computed for many rows at once, logits for one row at a time: those of all would not fit in memory.
+    """
+    finish = final_logits(model.config)
+    left = iter(answers)
+    for batch in _batches(rows):
+        lengths = [len(ids) for ids in batch]
+        ids_T = torch.tensor([token for ids in batch for token in ids], device=model.device)
+        hidden_TD = hidden_states(model, ids_T.unsqueeze(0), Documents(lengths, device=model.device))[0]
+        for row_LD in hidden_TD.split(lengths):
+            logits = finish(model.get_output_embeddings()(row_LD[-next(left) - 1: -1]))
+            yield logits[:, :vocabulary].float().log_softmax(-1)
 
 
 def _batches(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Groups of rows of at most ``_BATCH_TOKENS`` tokens, like lengths together."""
+    """Groups of neighbouring rows of at most ``_BATCH_TOKENS`` tokens."""
     batch: list[list[int]] = []
-    for row in sorted(rows, key=len):
+    for row in rows:
         if batch and sum(map(len, batch)) + len(row) > _BATCH_TOKENS:
             yield batch
             batch = []

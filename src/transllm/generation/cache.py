@@ -23,18 +23,22 @@ class _RoomyLayer(DynamicLayer):
     """A layer of full attention whose ``keys`` and ``values`` are views of the used part of larger buffers."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (B, K, n, d) states; returns all of them, (B, K, L, d)."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)  # type: ignore[no-untyped-call]
+            self.lazy_initialization(key_states, value_states)
         start, end = self._length, self._length + key_states.shape[-2]
-        if self._buffers is None or end > self._buffers[0].shape[-2]:
-            self._buffers = (_larger(key_states, self.keys[..., :start, :] if start else None, end),
-                             _larger(value_states, self.values[..., :start, :] if start else None, end))
+        if self._buffers is None:
+            self._buffers = _roomy(key_states, end), _roomy(value_states, end)
+        elif end > self._buffers[0].shape[-2]:
+            outgrown = self._buffers
+            self._buffers = _roomy(key_states, end), _roomy(value_states, end)
+            for buffer, old in zip(self._buffers, outgrown, strict=True):
+                buffer[..., :start, :] = old[..., :start, :]
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., start:end, :] = states
         self._length = end
@@ -48,11 +52,8 @@ class _RoomyLayer(DynamicLayer):
             self.keys, self.values = (buffer[..., : self._length, :] for buffer in self._buffers)
 
 
-def _larger(like: Tensor, old: Tensor | None, length: int) -> Tensor:
-    buffer = torch.empty(*like.shape[:-2], length + _BLOCK, like.shape[-1], dtype=like.dtype, device=like.device)
-    if old is not None:
-        buffer[..., : old.shape[-2], :] = old
-    return buffer
+def _roomy(like: Tensor, length: int) -> Tensor:
+    return torch.empty(*like.shape[:-2], length + _BLOCK, like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 def make_cache(model: PreTrainedModel) -> DynamicCache:

@@ -44,12 +44,13 @@ class Generated:
 class Engine(Protocol):
     """Anything that continues prompts."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
                  on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
         """Continue each prompt.
 
         Args:
             prompts: token ids.
+            limits: a limit of its own for each prompt, where ``sampling.max_new_tokens`` is higher.
             on_token: called with (prompt number, id) for each new token; for streaming.
 
         Yields:

@@ -45,7 +45,7 @@ class LocalEngine:
         self._context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling,
+    def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
                  on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
         """See ``Engine.generate``.
 
@@ -60,7 +60,8 @@ class LocalEngine:
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(order), self._batch_size):
             numbers = order[start: start + self._batch_size]
-            rows = [_Row(number, min(sampling.max_new_tokens, self._context - len(prompts[number]))) for number in numbers]
+            rows = [_Row(number, min(sampling.max_new_tokens, self._context - len(prompts[number]),
+                                     limits[number] if limits is not None else sampling.max_new_tokens)) for number in numbers]
             yield from self._batch(rows, [prompts[number] for number in numbers], sampling, generator, on_token)
 
     def _batch(self, rows: list[_Row], prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transllm.data.language import is_language
 from transllm.files import read_jsonl, write_text
 from transllm.generation import LocalEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
+from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import count_rejects
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import Bridge
 from transllm.translation import ApertiumTranslator, SelfTranslator, Translator
+
+_PAIRS = 500
+# Not the mark of a list: "1." alone is no sentence.
+_SENTENCE_END = re.compile(r"(?<=[^\W\d_])[.!?][\"'”’)*]*(?=\s)")
 
 
 def bridge(context: Context) -> Result:
@@ -24,7 +30,8 @@ def bridge(context: Context) -> Result:
     from transllm.files import JsonLines
 
     settings = context.recipe.bridge
-    rows = [row for row in read_jsonl(context.run / "recover" / "conversations.jsonl") if not row["held_out"]]
+    rows = [_trimmed(row) if settings.cut_answers == "trim" else row
+            for row in read_jsonl(context.run / "recover" / "conversations.jsonl") if not row["held_out"]]
     early = [_chain(row) | {"reason": reason} for row in rows if (reason := _unusable(row, settings))]
     usable = [row for row in rows if not _unusable(row, settings)][: settings.count]
     done = read_jsonl(context.folder / "translated.jsonl")
@@ -59,11 +66,25 @@ def make_translator(context: Context) -> Translator:
     model, _ = load_merged(context.run / "extend", context.run / "bitext", dtype=compute_dtype(context.recipe.training.precision, device))
     engine = LocalEngine(place(model, device), pad_id=context.spans.pad_id, batch_size=context.recipe.bridge.batch_size,
                          vocabulary=context.spans.size)
-    return SelfTranslator(engine, context.renderer)
+    return SelfTranslator(engine, context.renderer, expansion=2 * _expansion(context))
+
+
+def _expansion(context: Context) -> float:
+    """Tokens of the target side for each token of the English side, over some pairs."""
+    pairs = read_part(context.run, "pairs", "development")[:_PAIRS] or read_part(context.run, "pairs", "train")[:_PAIRS]
+    english, target = (sum(map(len, encode([pair[side] for pair in pairs]))) for encode, side in (
+        (context.spans.encode_english_batch, "english"), (context.spans.encode_target_batch, "target")))
+    return target / english if english else 4.0
 
 
 def _chain(row: dict[str, Any]) -> dict[str, Any]:
     return {"query": "", "query_en": row["prompt"], "answer_en": row["answer"], "answer": ""}
+
+
+def _trimmed(row: dict[str, Any]) -> dict[str, Any]:
+    """A cut answer without its last, unfinished sentence; as it is if no whole sentence is left."""
+    ends = list(_SENTENCE_END.finditer(row["answer"])) if row["finish"] != "stop" else []
+    return row | {"answer": row["answer"][: ends[-1].end()].rstrip(), "finish": "stop"} if ends else row
 
 
 def _unusable(row: dict[str, Any], settings: Bridge) -> str:

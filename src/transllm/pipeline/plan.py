@@ -155,8 +155,9 @@ class _Estimate:
                            f"up to {recipe.extend.vocab_size:,} new sub-words")
         recover, bridge = recipe.recover, recipe.bridge
         chains = min(recover.count, bridge.count) if bridge.translator == "self" else 0
+        prepare = StagePlan("prepare", None, None, (0.0, 0.0), (0.0, 0.0), 0.0, "reads, filters and cuts the text; not timed here")
         return [
-            extend, self._training("pretrain", recipe.pretrain), self._training("bitext", recipe.bitext),
+            prepare, extend, self._training("pretrain", recipe.pretrain), self._training("bitext", recipe.bitext),
             self._answers("recover", recover.count, recover.max_new_tokens, recover.batch_size, "answers of the original model"),
             self._answers("bridge", chains, recover.max_new_tokens + _PROMPT_TOKENS, bridge.batch_size, "chains, translated by the model"),
             self._training("finetune", recipe.finetune),

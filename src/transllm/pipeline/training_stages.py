@@ -44,7 +44,8 @@ def bitext(context: Context) -> Result:
         made = 0
         for pair in pairs:
             # Each pair serves one direction in a pass: two passes over different text beat one over the same.
-            row = _pair_row(context.renderer, pair, to="target" if shuffle.random() < 0.5 else "english", source_loss=stage.source_loss)
+            to = "target" if shuffle.random() < stage.to_target else "english"
+            row = _pair_row(context.renderer, pair, to=to, source_loss=stage.source_loss)
             if len(row.ids) <= stage.sequence_length:
                 made += len(row.ids)
                 yield row
@@ -68,8 +69,8 @@ def finetune(context: Context) -> Result:
         kinds: dict[str, int] = {}
         chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
         share = 1 - stage.recovery - stage.translation
-        recovered = [row for row in read_jsonl(context.run / "recover" / "conversations.jsonl")
-                     if row["finish"] == "stop" and not row["held_out"]]
+        recovered = _shuffled([row for row in read_jsonl(context.run / "recover" / "conversations.jsonl")
+                               if row["answer"] and not row["held_out"]], context)
         pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
         made = [("chain", _chain_row(context.renderer, row)) for row in chains]
         made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]
@@ -169,7 +170,8 @@ def _chain_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
 
 
 def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
-    return _conversation(renderer, Message("user", row["prompt"]), renderer.recovery(row["answer"]))
+    # An answer that was cut teaches all its words, and no end.
+    return _conversation(renderer, Message("user", row["prompt"]), renderer.recovery(row["answer"]), end=row["finish"] == "stop")
 
 
 def _instruction_row(context: Context, pair: dict[str, Any], number: int) -> EncodedRow:
@@ -179,6 +181,6 @@ def _instruction_row(context: Context, pair: dict[str, Any], number: int) -> Enc
     return _conversation(renderer, to_english(pair["target"], language, number), renderer.translation(pair["english"], to="english"))
 
 
-def _conversation(renderer: Renderer, message: Message, spans: Sequence[Span]) -> EncodedRow:
-    ids, trained = renderer.row([message], spans)
+def _conversation(renderer: Renderer, message: Message, spans: Sequence[Span], *, end: bool = True) -> EncodedRow:
+    ids, trained = renderer.row([message], spans, end=end)
     return EncodedRow(ids, trained, sum(len(span.text.encode()) for span in spans))

@@ -167,6 +167,9 @@ class Bitext(TrainStage):
     replay: Share = 0.1
     """Share of English documents among the tokens (the paper replays the Pile; its share is unknown). A tenth keeps
     English bits per byte while most of the budget goes to translation."""
+    to_target: Share = 0.5
+    """Share of pairs that are learned into the target language; the rest are learned into English. Writing a new language takes more
+    practice than reading it."""
     source_loss: bool = True
     """Learn the source side too, as in pre-training; False learns the translation only."""
 
@@ -228,6 +231,9 @@ class Bridge(Section):
     """``self``: the model after *bitext*. ``apertium``: rule-based, where it is installed."""
     count: Count = 52_000
     """Conversations to translate at most."""
+    cut_answers: Literal["drop", "trim"] = "drop"
+    """What becomes of an answer that met ``recover.max_new_tokens``. ``trim`` keeps its whole sentences: with a small budget most answers
+    are cut."""
     min_length_ratio: Annotated[float, Field(gt=0)] = 0.4
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.5
     """Characters of the translation over characters of the English text; outside, the example is dropped."""

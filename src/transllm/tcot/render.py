@@ -77,14 +77,14 @@ class Renderer:
             ids.extend(self._encode(piece.content.strip(), piece.language) if isinstance(piece, Message) else self._control(piece))
         return ids
 
-    def row(self, messages: Sequence[Message], answer: Sequence[Span]) -> tuple[list[int], list[bool]]:
-        """A training row: the prompt, not trained, then the answer and its end of turn, trained.
+    def row(self, messages: Sequence[Message], answer: Sequence[Span], *, end: bool = True) -> tuple[list[int], list[bool]]:
+        """A training row: the prompt, not trained, then the answer and its end of turn (unless the answer was cut), trained.
 
         Returns:
             ids, and for each whether it is trained.
         """
         prompt = self.prompt(messages)
-        said = self.answer(answer)
+        said = self.answer(answer, end=end)
         return prompt + said, [False] * len(prompt) + [True] * len(said)
 
     def answer(self, spans: Sequence[Span], *, end: bool = True) -> list[int]:

@@ -19,12 +19,14 @@ class SelfTranslator:
         engine: the model after *bitext*.
         renderer: its tokenizers.
         longest: tokens a sentence may become.
+        expansion: tokens a sentence may become for each token of its own, 16 apart. A model that rambles on one sentence else holds
+            up the batch until ``longest``.
     """
 
     name = "self"
 
-    def __init__(self, engine: Engine, renderer: Renderer, *, longest: int = 160) -> None:
-        self._engine, self._renderer, self._longest = engine, renderer, longest
+    def __init__(self, engine: Engine, renderer: Renderer, *, longest: int = 160, expansion: float = 8.0) -> None:
+        self._engine, self._renderer, self._longest, self._expansion = engine, renderer, longest, expansion
 
     def translate(self, texts: Sequence[str], *, to: Literal["english", "target"], progress: Progress, label: str) -> list[Translation]:
         """See ``Translator.translate``. Equal sentences are translated once."""
@@ -47,7 +49,8 @@ class SelfTranslator:
         stops = self._renderer.stop_ids | {markers.english, markers.response, markers.target}
         found: dict[str, Translation] = {}
         with progress.task(label, len(prompts), "sentences") as bar:
-            for made in self._engine.generate(prompts, sampling=Sampling(self._longest, stop_ids=frozenset(stops))):
+            limits = [16 + round(self._expansion * len(prompt)) for prompt in prompts]
+            for made in self._engine.generate(prompts, sampling=Sampling(self._longest, stop_ids=frozenset(stops)), limits=limits):
                 ids = made.ids[:-1] if made.finish == "stop" else made.ids
                 found[sentences[made.index]] = Translation(self._renderer.spans.decode(ids).strip(), made.finish == "length")
                 bar.advance(1)
