@@ -143,3 +143,12 @@ def test_cache_that_outgrows_its_room(make_chat_model: Make, greedy: Callable[[s
                                       monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transllm.generation.cache._BLOCK", 5)
     assert [one.ids for one in _all(LocalEngine(make_chat_model(kind), pad_id=0, batch_size=4), _prompts(), Sampling(NEW))] == greedy(kind)
+
+
+def test_prompts_may_have_limits_of_their_own(make_chat_model: Make) -> None:
+    limits = [1, 9, 4, 2, 50, 3, 7, 1, 5, 6]
+    engine = LocalEngine(make_chat_model("tied"), pad_id=0)
+    found = sorted(engine.generate(_prompts(), sampling=Sampling(12), limits=limits), key=lambda one: one.index)
+    assert [len(one.ids) for one in found] == [min(limit, 12) for limit in limits]
+    free = _all(engine, _prompts(), Sampling(12))
+    assert [one.ids for one in found] == [one.ids[:limit] for one, limit in zip(free, limits, strict=True)]
