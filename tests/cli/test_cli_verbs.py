@@ -108,15 +108,16 @@ def planned(*overrides: str, devices: int = 1) -> Plan:
 
 def test_plan_scales_as_it_should() -> None:
     one, eight = planned(), planned(devices=8)
-    assert one.stages[1].seconds[0] == pytest.approx(8 * eight.stages[1].seconds[0])
-    assert one.stages[1].steps == 1908 and one.stages[1].seconds[0] < one.stages[1].seconds[1]
+    assert one.stages[2].seconds[0] == pytest.approx(8 * eight.stages[2].seconds[0])
+    assert one.stages[2].steps == 1908 and one.stages[2].seconds[0] < one.stages[2].seconds[1]
     # 1e9 tokens at 4 N + 2 N for checkpointing, N = 6.7e9, are about 4e19 FLOPs: 6e5 seconds at 70 % of 100 TFLOPS.
-    assert 6e5 * 0.9 < one.stages[1].seconds[0] < 6e5 * 1.3
-    assert planned("training.gradient_checkpointing=false").stages[1].memory_gib[0] > 2 * one.stages[1].memory_gib[0]
+    assert 6e5 * 0.9 < one.stages[2].seconds[0] < 6e5 * 1.3
+    assert planned("training.gradient_checkpointing=false").stages[2].memory_gib[0] > 2 * one.stages[2].memory_gib[0]
     assert planned("training.embeddings=new").trained < one.trained
     skipped = planned("pretrain.tokens=0")
-    assert skipped.stages[1].seconds == (0.0, 0.0) and "skipped" in skipped.stages[1].note
-    assert [stage.name for stage in one.stages] == ["extend", "pretrain", "bitext", "recover", "bridge", "finetune", "merge", "evaluate"]
+    assert skipped.stages[2].seconds == (0.0, 0.0) and "skipped" in skipped.stages[2].note
+    assert [stage.name for stage in one.stages] == [
+        "prepare", "extend", "pretrain", "bitext", "recover", "bridge", "finetune", "merge", "evaluate"]
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"model_type": "no-such"}', "[]"])

@@ -118,7 +118,7 @@ def plan(recipe: Recipe, *, config: Path | None = None, parameters: float | None
         f"A matrix product runs at {tflops:.3g} TFLOPS a device ({where}); training reaches {TRAINING_SHARE[0]:.0%} to "
         f"{TRAINING_SHARE[1]:.0%} of it, answering {ANSWERING_SHARE[0]:.0%} to {ANSWERING_SHARE[1]:.0%}.",
         f"Answers are {_ANSWER_TOKENS[0]} to {_ANSWER_TOKENS[1]} tokens long (less where the recipe's limit is); prompts {_PROMPT_TOKENS}.",
-        "Data preparation, downloads and start-up are not counted; disk is without caches of models and data.",
+        "The time of prepare, of downloads and of start-up is not counted; disk is without caches of models and data.",
     ))
 
 
