@@ -21,14 +21,17 @@ HELP = """/chain   show the English steps of the last answer, and of all that fo
 /exit    leave (Ctrl-D too); Ctrl-C stops an answer"""
 
 
-def chat(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder, or the folder of a merged model.")]) -> None:
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder, or the folder of a merged model.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most, its English steps included.")] = 512,
+) -> None:
     """Talk to the transformed model in its new language. Lines from a pipe are answered one by one."""
     from transllm.chat import load_chat
 
     asked = sys.stdin.isatty()
     if asked:
         err().print(f"Loading {folder} ...", style="dim", markup=False)
-    session = _Session(load_chat(folder), talkative=asked)
+    session = _Session(load_chat(folder, max_new_tokens=max_tokens), talkative=asked)
     if asked:
         err().print("Write in the model's new language. /help lists the commands.", style="dim")
     for line in _lines(asked):
