@@ -1,4 +1,4 @@
-# make demo   transform the demo model end to end (some 15 minutes on two cores), then: .venv/bin/transllm chat runs/demo-es
+# make demo   transform the demo model end to end (some 20 minutes on two cores), then: .venv/bin/transllm chat runs/demo-es
 # make test   ruff, mypy and all tests
 # make clean  remove .venv and caches; runs/ stays
 PYTHON ?= python3

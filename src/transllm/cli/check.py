@@ -84,8 +84,10 @@ def _read_samples(recipe: Recipe) -> list[str]:
     for where, source in sources_of(recipe):
         try:
             if where.startswith(("data.parallel", "evaluate.test_pairs")):
-                pairs = read_pairs([source], language=recipe.target, folder=recipe.folder, limit=SAMPLE,
-                                   min_characters=recipe.data.min_characters, max_dropped=1.0)
+                # Short test pairs are not dropped: evaluate uses them all.
+                shortest = recipe.data.min_characters if where.startswith("data.") else 2
+                pairs = read_pairs([source], language=recipe.target, folder=recipe.folder, limit=SAMPLE, min_characters=shortest,
+                                   max_dropped=1.0)
                 first = [f"{pair.english} | {pair.target}" for pair in pairs]
                 reports = pairs.reports
             else:

@@ -6,12 +6,11 @@ import re
 from typing import Any
 
 from transllm.data.language import is_language
-from transllm.data.split import text_key
 from transllm.files import read_jsonl, write_text
 from transllm.generation import LocalEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
 from transllm.pipeline.prepare import read_part
-from transllm.pipeline.recover import count_rejects
+from transllm.pipeline.recover import conversations_to_train_on, count_rejects
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import Bridge
 from transllm.translation import ApertiumTranslator, SelfTranslator, Translator
@@ -31,11 +30,9 @@ def bridge(context: Context) -> Result:
     from transllm.files import JsonLines
 
     settings = context.recipe.bridge
-    rows = [_trimmed(row) if settings.cut_answers == "trim" else row
-            for row in read_jsonl(context.run / "recover" / "conversations.jsonl") if not row["held_out"]]
+    rows = [_trimmed(row) if settings.cut_answers == "trim" else row for row in conversations_to_train_on(context.run)]
     early = [_chain(row) | {"reason": reason} for row in rows if (reason := _unusable(row, settings))]
-    # In the order of a hash: answers stand in the file as they came, the longest prompts first.
-    usable = sorted((row for row in rows if not _unusable(row, settings)), key=lambda row: text_key(row["prompt"]))[: settings.count]
+    usable = [row for row in rows if not _unusable(row, settings)][: settings.count]
     done = read_jsonl(context.folder / "translated.jsonl")
     known = {row["query_en"] for row in done}
     waiting = [row for row in usable if row["prompt"] not in known]

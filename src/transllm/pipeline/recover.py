@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from transllm.data import Counts
@@ -131,6 +132,12 @@ def _chunks(rows: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str
     order = sorted(rows, key=lambda row: -len(row["prompt"]))
     for start in range(0, len(order), size):
         yield order[start: start + size]
+
+
+def conversations_to_train_on(run: Path) -> list[dict[str, Any]]:
+    """All conversations that are not held out, in the order of a hash: in the file they stand as answers came, longest prompts first."""
+    rows = read_jsonl(run / "recover" / "conversations.jsonl")
+    return sorted((row for row in rows if not row["held_out"]), key=lambda row: text_key(row["prompt"]))
 
 
 def count_rejects(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transllm.data.split import text_key
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
 from transllm.model import attach, compute_dtype, default_device, enable_packed, load_folder, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
+from transllm.pipeline.recover import conversations_to_train_on
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import TrainStage
 from transllm.tcot import Message, Renderer, Span
@@ -70,9 +70,7 @@ def finetune(context: Context) -> Result:
         kinds: dict[str, int] = {}
         chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
         share = 1 - stage.recovery - stage.translation
-        # In the order of a hash: answers stand in the file as they came, the longest prompts first.
-        recovered = sorted((row for row in read_jsonl(context.run / "recover" / "conversations.jsonl")
-                            if row["answer"] and not row["held_out"]), key=lambda row: text_key(row["prompt"]))
+        recovered = [row for row in conversations_to_train_on(context.run) if row["answer"]]
         pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
         made = [("chain", _chain_row(context.renderer, row)) for row in chains]
         made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]

@@ -43,15 +43,13 @@ class _ChunkedLoss(torch.autograd.Function):
             labels = labels_N[start: start + _CHUNK]
             with torch.enable_grad():
                 logits = project(chunk)
-            if not any(wanted):
-                total += _softmax_loss(logits, labels, gradient=None)
-                continue
-            gradient = torch.empty_like(logits)
+            gradient = torch.empty_like(logits) if any(wanted) else None
             total += _softmax_loss(logits.detach(), labels, gradient=gradient)
-            chunk_gradient, *rest = torch.autograd.grad(logits, [chunk, *trained], gradient)
-            hidden_gradient[start: start + _CHUNK] = chunk_gradient
-            for weight, part in zip(gradients, rest, strict=True):
-                weight += part
+            if gradient is not None:
+                chunk_gradient, *rest = torch.autograd.grad(logits, [chunk, *trained], gradient)
+                hidden_gradient[start: start + _CHUNK] = chunk_gradient
+                for weight, part in zip(gradients, rest, strict=True):
+                    weight += part
         ctx.save_for_backward(hidden_gradient, *gradients)
         return total
 
