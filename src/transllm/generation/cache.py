@@ -1,7 +1,7 @@
 """Keys and values of the tokens so far, in memory that is laid out ahead.
 
-transformers' own cache copies all that it holds for each new token. Here a layer has room for a block of tokens more, and copies only when that
-is full.
+transformers' own cache copies all that it holds for each new token. Here a layer has room for a block of tokens more, and
+copies only when that is full.
 
 Shapes: B rows, K key-value heads, L tokens, d head size.
 """
