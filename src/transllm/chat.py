@@ -15,6 +15,7 @@ from transllm.tcot import Chain, Kind, Message, Renderer, parse, repaired
 from transllm.tokenizer import SpanTokenizer
 
 _MENDS = 3  # a chain has three markers
+_LOOP = 4  # times
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Chat:
         room = self._max_new_tokens - len(ids)
         if room <= 0:
             return ids
-        sampling = Sampling(room, stop_ids=self._renderer.stop_ids)
+        sampling = Sampling(room, stop_ids=self._renderer.stop_ids, loop=_LOOP)
         made = next(iter(self._engine.generate([[*prompt, *ids]], sampling=sampling, on_token=lambda _, token: viewer.add(token))))
         return [*ids, *made.ids]
 

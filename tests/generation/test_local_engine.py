@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.generation import Generated, LocalEngine, Sampling
+from transllm.generation.local import _in_a_loop
 
 Make = Callable[..., PreTrainedModel]
 KINDS = ["tied", "padded", "sliding", "gemma2"]
@@ -152,3 +153,25 @@ def test_prompts_may_have_limits_of_their_own(make_chat_model: Make) -> None:
     assert [len(one.ids) for one in found] == [min(limit, 12) for limit in limits]
     free = _all(engine, _prompts(), Sampling(12))
     assert [one.ids for one in found] == [one.ids[:limit] for one, limit in zip(free, limits, strict=True)]
+
+
+@pytest.mark.parametrize(("ids", "times", "looping"), [
+    ([5, 6, 7, 8] * 4, 4, True),
+    ([1, 2, 3, *[5, 6, 7, 8] * 4], 4, True),
+    ([5, 6, 7, 8] * 3 + [5, 6, 7], 4, False),  # not yet
+    ([5, 6, 7, 8] * 4 + [9], 4, False),  # it has left
+    ([5] * 15, 4, False),  # a line of dashes
+    ([5] * 16, 4, True),
+    (list(range(40)) * 4, 4, False),  # a refrain
+    ([5, 6, 7, 8] * 4, 5, False),
+])
+def test_a_loop_is_seen(ids: list[int], times: int, looping: bool) -> None:
+    assert _in_a_loop(ids, times) is looping
+
+
+def test_an_answer_in_a_loop_is_cut(make_chat_model: Make) -> None:
+    model = make_chat_model("untied")
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)  # the likeliest is always id 0
+    found = _all(LocalEngine(model, pad_id=0), [[3, 4], [5]], Sampling(100, loop=4))
+    assert [(len(row.ids), row.finish) for row in found] == [(16, "length")] * 2
+    assert {len(row.ids) for row in _all(LocalEngine(model, pad_id=0), [[3, 4]], Sampling(100))} == {100}

@@ -56,9 +56,10 @@ def _both(layer: LoraLinear, x: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (2, 5, 6), (1, 1, 6)])
-def test_output_and_gradients_are_pefts(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_output_and_gradients_are_pefts(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool) -> None:
     calls = _counted(monkeypatch)
-    ours, theirs = _both(_layer().train(), torch.randn(shape, generator=torch.Generator().manual_seed(2)))
+    ours, theirs = _both(_layer(bias=bias).train(), torch.randn(shape, generator=torch.Generator().manual_seed(2)))
     assert calls == [1]
     for left, right in zip(ours, theirs, strict=True):
         assert left.dtype == right.dtype == torch.float32
@@ -76,17 +77,15 @@ def test_bfloat16_keeps_float32_gradients(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(left.detach().float(), right.detach().float(), rtol=0.05, atol=0.05 * float(right.detach().abs().max()))
 
 
-@pytest.mark.parametrize(("bias", "dropout"), [(True, 0.0), (False, 0.5)])
-def test_bias_and_dropout_take_pefts_way(monkeypatch: pytest.MonkeyPatch, bias: bool, dropout: float) -> None:
+def test_dropout_takes_pefts_way(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _counted(monkeypatch)
-    layer = _layer(bias=bias, dropout=dropout).train()
+    layer = _layer(dropout=0.5).train()
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     for left, right in zip(*_both(layer, x), strict=True):
         assert torch.equal(left, right)
     assert calls == []
-    if dropout:
-        assert not torch.equal(layer(x), layer.eval()(x)), "dropout is at work"
-        assert calls == [1], "in evaluation there is no dropout, and the short way is right again"
+    assert not torch.equal(layer(x), layer.eval()(x)), "dropout is at work"
+    assert calls == [1], "in evaluation there is no dropout, and the short way is right again"
 
 
 def test_off_and_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +100,81 @@ def test_off_and_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     layer.merge()
     torch.testing.assert_close(layer(x), adapted)
     assert calls == []
+
+
+class _Siblings(nn.Module):
+    """Three layers on one input, one that reads what they give, and one that reads the first input's sum with it."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.config = {"model_type": "block"}
+        self.q, self.k, self.v = nn.Linear(6, 8, bias=bias), nn.Linear(6, 4, bias=bias), nn.Linear(6, 4, bias=bias)
+        self.o = nn.Linear(4, 6, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.q(x)[..., :4] * self.k(x) + self.v(x)
+        y: Tensor = self.o(mixed)
+        return y
+
+
+def _family(*, bias: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(1)
+    model = get_peft_model(_Siblings(bias=bias).to(dtype).requires_grad_(False), use_our_layer(  # type: ignore[arg-type]
+        LoraConfig(r=3, lora_alpha=6, target_modules=["q", "k", "v", "o"])))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_siblings_together_are_siblings_alone(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    alone, together = _family(bias=bias), _family(bias=bias)
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert lora.join_siblings(together, lambda: together(x)) == 1
+    calls = _counted(monkeypatch)
+    results = []
+    for model in (alone, together):
+        inputs = x.clone().requires_grad_()
+        output = model(inputs)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        results.append([output, *torch.autograd.grad(output.square().sum(), [inputs, *trained])])
+    assert len(calls) == 4 + 2, "three layers are one product"
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+
+
+def test_siblings_off_are_the_frozen_layers_bit_for_bit() -> None:
+    model = _family(bias=False, dtype=torch.bfloat16)
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2)).bfloat16()
+    with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+        before = model(x)
+    with torch.no_grad():
+        lora.join_siblings(model, lambda: model(x))
+        assert not torch.equal(model(x), before), "the adapter is on"
+        with model.disable_adapter():  # type: ignore[operator]
+            assert torch.equal(model(x), before)
+
+
+def test_siblings_follow_their_weights_and_keep_nothing_of_another_input() -> None:
+    alone, together = _family(bias=False), _family(bias=False)
+    draw = torch.Generator().manual_seed(2)
+    first, second = torch.randn(4, 6, generator=draw), torch.randn(4, 6, generator=draw)
+    with torch.no_grad():
+        lora.join_siblings(together, lambda: together(first))
+        together.base_model.model.q(first)  # the others never come for theirs
+        torch.testing.assert_close(together(second), alone(second))
+        for model in (alone, together):
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.mul_(1.5)
+        torch.testing.assert_close(together(second), alone(second))
+        torch.testing.assert_close(together(first), alone(first))
+
+
+def test_a_layer_used_twice_has_no_siblings() -> None:
+    model = _family(bias=False)
+    x = torch.randn(2, 6)
+    with torch.no_grad():
+        assert lora.join_siblings(model, lambda: (model(x), model(x))) == 0

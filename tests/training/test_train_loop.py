@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from transllm.errors import TrainingError
 from transllm.files import read_jsonl
-from transllm.model import Adapted, attach, enable_packed
+from transllm.model import Adapted, attach
 from transllm.progress import Silent
 from transllm.recipe.schema import Training, TrainStage
 from transllm.tokenizer import SpanTokenizer
-from transllm.training import Checkpoints, EncodedRow, Interrupted, Rows, TrainReport, train, write_rows
+from transllm.training import Checkpoints, EncodedRow, Interrupted, Rows, TrainReport, loop, train, write_rows
 from transllm.training.interrupts import Interrupts
 from transllm.training.loop import learning_rate
 
@@ -54,7 +54,7 @@ def adapt(make_extended: Callable[..., PreTrainedModel], make_training: Callable
         torch.manual_seed(3)
         adapted = attach(make_extended(kind), original_size=tiny_spans.original_size, size=tiny_spans.size,
                          training=make_training(**settings), dtype=dtype)
-        enable_packed(adapted.base)
+        adapted.quicken()
         return adapted
 
     return make
@@ -196,7 +196,8 @@ def test_a_stop_and_going_on_is_no_stop(adapt: Callable[..., Adapted], make_trai
 
 
 def test_the_same_model_can_go_on_after_an_interrupt(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
-                                                     tmp_path: Path) -> None:
+                                                     tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "lanes_for", lambda *_, **__: 1)  # bins one by one, so that a step can be left half done
     straight, stopped = adapt(), adapt()
     _train(straight, rows, tmp_path / "straight", make_training())
     passes = iter(range(100))
@@ -325,3 +326,15 @@ def test_the_mode_after_held_out_is_training_again(adapt: Callable[..., Adapted]
     _train(adapted, rows, tmp_path / "one", make_training(dropout=0.3), held_out=held_out)
     _train(straight, rows, tmp_path / "two", make_training(dropout=0.3))
     _assert_same(adapted, straight)
+
+
+def test_lanes_are_one_big_batch_and_the_same_each_time(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
+                                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = {}
+    for name, width in (("one", 1), ("two", 2), ("two again", 2)):
+        monkeypatch.setattr(loop, "lanes_for", lambda *_, width=width, **__: width)
+        trained[name] = adapt()
+        _train(trained[name], rows, tmp_path / name, make_training())
+    _assert_same(trained["two"], trained["two again"])
+    for name, parameter in trained["one"].trainable().items():
+        torch.testing.assert_close(trained["two"].trainable()[name], parameter, rtol=1e-3, atol=1e-5)

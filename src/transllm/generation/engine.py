@@ -17,6 +17,7 @@ class Sampling:
         top_p: sample from the smallest set of tokens with this share of the probability.
         stop_ids: ids that end an answer; the one met is part of the result.
         seed: of the sampling.
+        loop: an answer whose end says the same so many times over is cut: a small model never leaves such a loop. 0 lets it run.
     """
 
     max_new_tokens: int
@@ -24,6 +25,7 @@ class Sampling:
     top_p: float = 1.0
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
+    loop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Generated:
     Attributes:
         index: number of its prompt.
         ids: what was written, with the stop id if one was met.
-        finish: "stop" at a stop id, "length" if it was cut.
+        finish: "stop" at a stop id, "length" if it was cut, for its length or in a loop.
     """
 
     index: int

@@ -17,6 +17,8 @@ from transllm.errors import ModelError
 from transllm.generation.cache import make_cache
 from transllm.generation.engine import Generated, Sampling
 
+_LONGEST_LOOP = 32  # tokens that are said again
+_SHORTEST_LOOP = 16  # tokens of all the times together
 _NUCLEUS = 1024
 
 
@@ -123,6 +125,15 @@ class LocalEngine:
             row.left -= 1
             if on_token is not None:
                 on_token(row.index, token)
-            if token in sampling.stop_ids or row.left == 0:
+            if token in sampling.stop_ids or row.left == 0 or (sampling.loop and _in_a_loop(row.ids, sampling.loop)):
                 row.left = 0
                 yield Generated(row.index, row.ids, "stop" if token in sampling.stop_ids else "length")
+
+
+def _in_a_loop(ids: list[int], times: int) -> bool:
+    """Whether the end is one run of tokens over and over, so many times, and long enough to be no line of dashes."""
+    for length in range(1, min(_LONGEST_LOOP, len(ids) // times) + 1):
+        span = length * max(times, -(-_SHORTEST_LOOP // length))
+        if len(ids) >= span and ids[-1] == ids[-1 - length] and ids[-span:] == ids[-length:] * (span // length):
+            return True
+    return False

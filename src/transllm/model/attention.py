@@ -24,13 +24,24 @@ PACKED = "transllm_packed"
 
 # A group holds documents of at most this many times the length of its shortest: padding costs attention only, and
 # fewer groups cost fewer kernel launches.
-_SPREAD = 2.0
+_SPREAD = 1.5
+
+# A processor's softmax and products take half the time on lines of whole vector registers, so groups are as long as a multiple of this.
+_ALIGN = 32
 
 
 class _Group(NamedTuple):
     start: int
     members: int
     length: int
+
+
+class _Heads(NamedTuple):
+    """Numbers of query and key-value heads, and their size."""
+
+    query: int
+    key: int
+    size: int
 
 
 class Documents:
@@ -54,7 +65,7 @@ class Documents:
             shortest = lengths[order[0]]
             members = [i for i in order if lengths[i] <= max(_SPREAD * shortest, 32)]
             order = order[len(members):]
-            longest = lengths[members[-1]]
+            longest = -(-lengths[members[-1]] // _ALIGN) * _ALIGN
             self.groups.append(_Group(slots, len(members), longest))
             for i in members:
                 # Slots past a document's end repeat its last token: causality hides them from all real tokens.
@@ -119,41 +130,86 @@ def packed_attention(
     unsupported = [name for name in ("softcap", "s_aux", "head_mask") if kwargs.get(name) is not None]
     if documents is None or unsupported or query.shape[0] != 1:
         raise ModelError(f"Packed attention cannot serve this model ({', '.join(unsupported) or 'no documents given'}).")
-    heads, tokens, size = query.shape[1:]
-    kv_heads = key.shape[1]
-    scale = scaling if scaling is not None else size**-0.5
+    scale = scaling if scaling is not None else query.shape[-1]**-0.5
+    rows = [states[0].transpose(0, 1).reshape(query.shape[2], -1) for states in (query, key, value)]
+    shape = _Heads(query.shape[1], key.shape[1], query.shape[-1])
+    dropout = dropout if module.training else 0.0
+    if query.device.type == "cpu" and not dropout:
+        output: Tensor = _Attention.apply(*rows, documents, shape, scale, sliding_window)  # type: ignore[no-untyped-call]  # torch's own
+    else:
+        output = _fused_attention(rows, documents, shape, scale, sliding_window, dropout)
+    return output.view(1, -1, shape.query, shape.size), None
 
-    def to_slots(states: Tensor) -> Tensor:
-        rows = states[0].transpose(0, 1).reshape(tokens, -1)
-        return _move(rows, documents.gather, documents.back, None)
 
-    query_slots, key_slots, value_slots = to_slots(query * scale), to_slots(key), to_slots(value)
+def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads, scale: float, window: int | None,
+                     dropout: float) -> Tensor:
+    """torch's kernel, group by group: on accelerators it is fast both ways and holds no (L, L) matrix. (T, H d) -> (T, H d)"""
+    slots = [_move(part, documents.gather, documents.back, None) for part in rows]
     outputs = []
     for start, count, length in documents.groups:
-        span = slice(start, start + count * length)
+        q, k, v = (part[start: start + count * length].view(count, length, -1, shape.size).transpose(1, 2) for part in slots)
+        mask = None if window is None else _causal_mask(length, window, q.dtype, q.device)
+        context = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=shape.query != shape.key)
+        outputs.append(context.transpose(1, 2).reshape(count * length, -1))
+    return _move(torch.cat(outputs), documents.back, documents.gather, documents.real)
 
-        def split(slots: Tensor, n: int, span: slice = span, count: int = count, length: int = length) -> Tensor:
-            return slots[span].view(count, length, n, size).transpose(1, 2)
 
-        if query.device.type != "cpu" and sliding_window is None:
-            # Elsewhere the fused kernel is fast both ways and holds no (L, L) matrix.
-            context = nn.functional.scaled_dot_product_attention(
-                split(query_slots, heads), split(key_slots, kv_heads), split(value_slots, kv_heads),
-                dropout_p=dropout if module.training else 0.0, is_causal=True, scale=1.0, enable_gqa=heads != kv_heads)
-            outputs.append(context.transpose(1, 2).reshape(count * length, heads * size))
-            continue
-        # All query heads of one key-value head share its product: (n K, H/K L, d) x (n K, d, L).
-        q = split(query_slots, heads).reshape(count * kv_heads, heads // kv_heads * length, size)
-        k = split(key_slots, kv_heads).reshape(count * kv_heads, length, size)
-        v = split(value_slots, kv_heads).reshape(count * kv_heads, length, size)
-        scores = torch.bmm(q, k.transpose(1, 2)).view(-1, length, length)
-        scores = scores + _causal_mask(length, sliding_window, scores.dtype, scores.device)
-        weights = nn.functional.dropout(scores.softmax(-1), dropout, module.training)
-        context = torch.bmm(weights.view(count * kv_heads, -1, length), v)
-        outputs.append(context.view(count, heads, length, size).transpose(1, 2).reshape(count * length, heads * size))
-    slots = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    output = _move(slots, documents.back, documents.gather, documents.real)
-    return output.view(1, tokens, heads, size), None
+class _Attention(torch.autograd.Function):
+    """Attention of all documents with a backward of its own: torch's for processors takes most of a layer's time in bfloat16.
+
+    All query heads of one key-value head share its products: (n K, H/K L, d) x (n K, d, L).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: Documents, shape: _Heads, scale: float,
+                window: int | None) -> Tensor:
+        gathered = [rows.index_select(0, documents.gather) for rows in (query, key, value)]
+        context = torch.empty_like(gathered[0])
+        saved: list[Tensor] = []
+        for start, count, length in documents.groups:
+            q, k, v = (_by_key_head(rows[start: start + count * length], count, shape) for rows in gathered)
+            q *= scale
+            scores = torch.bmm(q, k.transpose(1, 2))
+            scores.view(-1, length, length).add_(_causal_mask(length, window, scores.dtype, scores.device))
+            weights = torch.softmax(scores, -1)
+            _by_token(torch.bmm(weights, v), count, shape, out=context[start: start + count * length])
+            saved += [q, k, v, weights]
+        ctx.save_for_backward(*saved)
+        ctx.documents, ctx.shape, ctx.scale = documents, shape, scale
+        return context.index_select(0, documents.back)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        documents, shape = ctx.documents, ctx.shape
+        gradient = gradients[0].index_select(0, documents.gather)
+        gradient *= documents.real.unsqueeze(-1)
+        widths = (shape.query, shape.key, shape.key)
+        moved = [gradient.new_empty(len(gradient), width * shape.size) for width in widths]
+        saved = iter(ctx.saved_tensors)
+        for (start, count, length), q, k, v, weights in zip(documents.groups, saved, saved, saved, saved, strict=True):
+            span = slice(start, start + count * length)
+            g = _by_key_head(gradient[span], count, shape)
+            v_gradient = torch.bmm(weights.transpose(1, 2), g)
+            score_gradient = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
+            q_gradient = torch.bmm(score_gradient, k).mul_(ctx.scale)
+            k_gradient = torch.bmm(score_gradient.transpose(1, 2), q)
+            for part, rows in zip((q_gradient, k_gradient, v_gradient), moved, strict=True):
+                _by_token(part, count, shape, out=rows[span])
+        return *(rows.index_select(0, documents.back) for rows in moved), None, None, None, None
+
+
+def _by_key_head(rows: Tensor, count: int, shape: _Heads) -> Tensor:
+    """(n L, H d) or (n L, K d) -> (n K, H/K L, d) or (n K, L, d), a copy"""
+    length = len(rows) // count
+    heads = rows.view(count, length, shape.key, -1, shape.size)
+    return heads.permute(0, 2, 3, 1, 4).reshape(count * shape.key, -1, shape.size)
+
+
+def _by_token(heads: Tensor, count: int, shape: _Heads, *, out: Tensor) -> None:
+    """The way back of ``_by_key_head``, into ``out``."""
+    rows = out.view(count, len(out) // count, shape.key, -1, shape.size)
+    rows.copy_(heads.view(count, shape.key, -1, rows.shape[1], shape.size).permute(0, 3, 1, 2, 4))
 
 
 def _causal_mask(length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -175,6 +231,13 @@ def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) 
     return cast(Tensor, output.last_hidden_state)
 
 
+def probe(model: PreTrainedModel) -> tuple[Tensor, Documents]:
+    """Two documents in a packed row, to see how a model behaves."""
+    rows = int(model.config.get_text_config().vocab_size)
+    ids_1T = (torch.arange(40, device=model.device) * 7 % rows).unsqueeze(0)
+    return ids_1T, Documents([13, 27], device=model.device)
+
+
 @torch.no_grad()
 def enable_packed(model: PreTrainedModel) -> bool:
     """Use packed attention if this model gives the same hidden states with it; else keep its own, which packs by positions.
@@ -185,9 +248,7 @@ def enable_packed(model: PreTrainedModel) -> bool:
         Whether it is on.
     """
     before = model.config._attn_implementation
-    rows = int(model.config.get_text_config().vocab_size)
-    ids_1T = (torch.arange(40, device=model.device) * 7 % rows).unsqueeze(0)
-    documents = Documents([13, 27], device=model.device)
+    ids_1T, documents = probe(model)
     training = model.training
     model.eval()
     expected = hidden_states(model, ids_1T, documents).float()

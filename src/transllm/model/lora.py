@@ -1,15 +1,19 @@
-"""The LoRA layer that training runs: peft's, with its forward and backward written as six products and nothing else.
+"""The LoRA layer that training runs: peft's, with forward and backward written as a few products and nothing else.
 
 peft computes ``W x + s B (A x)`` with separate kernels for the cast, the scale and the sum. On a processor these cost as much
 as the products. Here both branches accumulate into one result, forward and backward, and only ``x`` and ``A x`` are kept.
-Weights of the adapter stay float32 and are cast for each product, so an update smaller than bfloat16's step is not lost.
+Layers that read the same input (query, key and value; gate and up) are one product with their weights stacked: fewer and
+larger products, and one gradient of the input instead of a sum. Weights of the adapter stay float32 and are cast for each
+product, so an update smaller than bfloat16's step is not lost.
 
-Shapes: n tokens, i inputs, o outputs, r rank.
+Shapes: n tokens, i inputs, o outputs (of all siblings), r rank (of all siblings).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig
@@ -17,49 +21,157 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
 
-class _LoraProduct(torch.autograd.Function):
-    """``x W' + s (x A') B'`` for a frozen W."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor, scale: float) -> Tensor:
-        x_ni = x.reshape(-1, x.shape[-1])
-        a, b = a_ri.to(x.dtype), (b_or * scale).to(x.dtype)
-        inner_nr = x_ni @ a.T
-        result_no = (x_ni @ weight_oi.T).addmm_(inner_nr, b.T)
-        ctx.save_for_backward(x_ni, weight_oi, a, b, inner_nr)
-        ctx.scale, ctx.shape = scale, x.shape
-        return result_no.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
-        x_ni, weight_oi, a, b, inner_nr = ctx.saved_tensors
-        gradient_no = gradients[0].reshape(-1, weight_oi.shape[0])
-        inner_gradient_nr = gradient_no @ b
-        x_gradient = None
-        if ctx.needs_input_grad[0]:
-            x_gradient = (gradient_no @ weight_oi).addmm_(inner_gradient_nr, a).view(ctx.shape)
-        a_gradient = (inner_gradient_nr.T @ x_ni).float()
-        b_gradient = (gradient_no.T @ inner_nr).float() * ctx.scale
-        return x_gradient, None, a_gradient, b_gradient, None
-
-
 class LoraLinear(PeftLoraLinear):
-    """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout, no bias) takes the short way."""
+    """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout) takes the short way."""
+
+    family: _Family | None = None
+
+    def plain(self) -> bool:
+        """Whether the layer now computes ``W x + b + s B (A x)`` and no more."""
+        name = str(self.active_adapters[0]) if len(self.active_adapters) == 1 else ""
+        return (
+            name in self.lora_A and not self.disable_adapters and not self.merged
+            and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., i) -> (..., o)."""
-        name = str(self.active_adapters[0]) if len(self.active_adapters) == 1 else ""
-        plain = (
-            name in self.lora_A and not self.disable_adapters and not self.merged and not kwargs
-            and self.base_layer.bias is None
-            and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
-        )
-        if not plain:
+        if kwargs or not self.plain():
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
-        product: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]  # torch's own
-            x, self.base_layer.weight, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
-        return product
+        return (self.family or _Family([self])).output(self, x)
+
+
+class _LoraProduct(torch.autograd.Function):
+    """``x W' + b + s (x A') B'`` for a frozen W and b, as one tensor a sibling.
+
+    ``weights`` are the siblings' A and B in float32, for autograd to see; the product takes their stacked copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stacked: _Stacked, *weights: Tensor) -> tuple[Tensor, ...]:
+        x_ni = x.reshape(-1, x.shape[-1])
+        inner_nr = x_ni @ stacked.a_ri.T
+        weight_io = stacked.frozen.weight_oi.T
+        result_no = x_ni @ weight_io if stacked.frozen.bias_o is None else torch.addmm(stacked.frozen.bias_o, x_ni, weight_io)
+        result_no.addmm_(inner_nr, stacked.b_or.T)
+        ctx.save_for_backward(x_ni, inner_nr)
+        ctx.stacked, ctx.shape = stacked, x.shape
+        return tuple(part.view(*x.shape[:-1], -1) for part in result_no.split(stacked.outputs, dim=1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_ni, inner_nr = ctx.saved_tensors
+        stacked: _Stacked = ctx.stacked
+        parts = [gradient.reshape(len(x_ni), -1) for gradient in gradients]
+        gradient_no = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        inner_gradient_nr = gradient_no @ stacked.b_or
+        x_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = (gradient_no @ stacked.frozen.weight_oi).addmm_(inner_gradient_nr, stacked.a_ri).view(ctx.shape)
+        a_gradients = (inner_gradient_nr.T @ x_ni).float().split(stacked.ranks)
+        b_gradient = (gradient_no.T @ inner_nr).float()
+        return x_gradient, None, *a_gradients, *stacked.own_blocks(b_gradient)
+
+
+class _Frozen(NamedTuple):
+    """The weights of the siblings' own layers, one below the other."""
+
+    weight_oi: Tensor
+    bias_o: Tensor | None
+
+
+class _Stacked:
+    """The adapters of siblings, one below the other, in the precision of the products; B's are the blocks of a diagonal, times their scale.
+    """
+
+    def __init__(self, members: Sequence[LoraLinear], frozen: _Frozen) -> None:
+        names = [str(member.active_adapters[0]) for member in members]
+        a: list[Tensor] = [cast(Tensor, member.lora_A[name].weight) for member, name in zip(members, names, strict=True)]
+        b: list[Tensor] = [cast(Tensor, member.lora_B[name].weight) for member, name in zip(members, names, strict=True)]
+        self.frozen = frozen
+        self.trained = (*a, *b)
+        self.ranks, self.outputs = [len(weight) for weight in a], [len(weight) for weight in b]
+        self.scales = [member.scaling[name] for member, name in zip(members, names, strict=True)]
+        with torch.no_grad():
+            dtype = frozen.weight_oi.dtype
+            self.a_ri = torch.cat(list(a)).to(dtype)
+            self.b_or = torch.block_diag(*(weight * scale for weight, scale in zip(b, self.scales, strict=True))).to(dtype)
+
+    def own_blocks(self, gradient_or: Tensor) -> Iterator[Tensor]:
+        """The part of each B in the gradient of the stacked one."""
+        row = column = 0
+        for outputs, rank, scale in zip(self.outputs, self.ranks, self.scales, strict=True):
+            yield gradient_or[row: row + outputs, column: column + rank] * scale
+            row, column = row + outputs, column + rank
+
+
+class _Family:
+    """Layers that are given the same input, in the order in which they are called. The first call computes all of them.
+
+    What waits for the later calls is kept for each thread by itself.
+    """
+
+    def __init__(self, members: Sequence[LoraLinear]) -> None:
+        self._members = list(members)
+        self._frozen = _stack_in_place(members)
+        self._waiting = threading.local()
+        for member in members:
+            member.family = self
+
+    def output(self, member: LoraLinear, x: Tensor) -> Tensor:
+        """(..., i) -> (..., o) of this member."""
+        held: tuple[Tensor, dict[LoraLinear, Tensor]] | None = getattr(self._waiting, "held", None)
+        if held is None or held[0] is not x or member not in held[1]:
+            stacked = _Stacked(self._members, self._frozen)
+            outputs = _LoraProduct.apply(x, stacked, *stacked.trained)  # type: ignore[no-untyped-call]  # torch's own
+            held = (x, dict(zip(self._members, outputs, strict=True)))
+        output = held[1].pop(member)
+        self._waiting.held = held if held[1] else None
+        return output
+
+
+def _stack_in_place(members: Sequence[LoraLinear]) -> _Frozen:
+    """One matrix for all; the layers' own weights become views of its rows, so that no weight is held twice."""
+    layers: list[Any] = [member.base_layer for member in members]
+    if len(layers) == 1:
+        return _Frozen(layers[0].weight, layers[0].bias)
+    weight_oi = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, rows in zip(layers, weight_oi.split([len(layer.weight) for layer in layers]), strict=True):
+        layer.weight.data = rows
+    return _Frozen(weight_oi, None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers]))
+
+
+def join_siblings(model: nn.Module, run: Callable[[], object]) -> int:
+    """Find the layers that are given the same tensor, one after the other, and let each such family compute together.
+
+    Which are is seen, not read off their names: ``run()`` is one forward pass of the model.
+
+    Returns:
+        how many families of two layers or more there are.
+    """
+    calls: list[tuple[LoraLinear, Tensor]] = []
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: calls.append((layer, inputs[0]))) for layer in layers]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    families: list[tuple[Tensor, list[LoraLinear]]] = []
+    for layer, x in calls:
+        if families and families[-1][0] is x:
+            families[-1][1].append(layer)
+        else:
+            families.append((x, [layer]))
+    if len({layer for layer, _ in calls}) < len(calls):
+        return 0  # a layer that is used twice in a pass is no one's sibling
+    joined = [_Family(members) for _, members in families if len(members) > 1 and _alike(members)]
+    return len(joined)
+
+
+def _alike(members: Sequence[LoraLinear]) -> bool:
+    return all(member.plain() for member in members) and len({member.base_layer.bias is None for member in members}) == 1
 
 
 def use_our_layer(config: LoraConfig) -> LoraConfig:

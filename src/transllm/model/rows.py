@@ -9,6 +9,8 @@ Shapes: V old rows, N new rows, D hidden size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,7 +68,31 @@ class SplitHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V + N), or (..., V) while cut."""
-        old = F.linear(hidden, self.rows.old.to(hidden.dtype))
-        if self.rows.original_only:
-            return old
-        return torch.cat([old, F.linear(hidden, self.rows.new.to(hidden.dtype))], dim=-1)
+        rows = self.rows
+        if rows.original_only:
+            return F.linear(hidden, rows.old.to(hidden.dtype))
+        logits: Tensor = _Project.apply(hidden.reshape(-1, hidden.shape[-1]), rows.old, rows.new)  # type: ignore[no-untyped-call]  # torch's own
+        return logits.view(*hidden.shape[:-1], -1)
+
+
+class _Project(torch.autograd.Function):
+    """Both products written side by side into one matrix: joining them afterwards would copy the largest tensor of all."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_nD: Tensor, old_VD: Tensor, new_ND: Tensor) -> Tensor:
+        old, new = old_VD.to(hidden_nD.dtype), new_ND.to(hidden_nD.dtype)
+        logits = hidden_nD.new_empty(len(hidden_nD), len(old) + len(new))
+        torch.mm(hidden_nD, old.T, out=logits[:, : len(old)])
+        torch.mm(hidden_nD, new.T, out=logits[:, len(old):])
+        ctx.save_for_backward(hidden_nD, old, new)
+        ctx.dtypes = old_VD.dtype, new_ND.dtype
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden_nD, old, new = ctx.saved_tensors
+        old_part, new_part = gradients[0].split([len(old), len(new)], dim=1)
+        wanted = ctx.needs_input_grad
+        return ((old_part @ old).addmm_(new_part, new) if wanted[0] else None,
+                (old_part.T @ hidden_nD).to(ctx.dtypes[0]) if wanted[1] else None,
+                (new_part.T @ hidden_nD).to(ctx.dtypes[1]) if wanted[2] else None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.model import attach, compute_dtype, default_device, enable_packed, load_folder, place
+from transllm.model import attach, compute_dtype, default_device, load_folder, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import conversations_to_train_on
@@ -115,7 +115,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     encoded = Rows.open(folder) if (folder / "rows.json").exists() else write_rows(rows(), folder)
     if training.gradient_checkpointing:
         adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    packed = enable_packed(adapted.base)
+    short_ways = adapted.quicken()
     watched = held_out_texts(read_part(context.run, "target", "held_out"), _WATCHED)
 
     def held_out() -> float:
@@ -130,7 +130,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
         counts={"training rows": {"read": len(encoded), "kept": len(encoded), "dropped": {}}}, tokens=report.tokens,
         metrics={"steps": report.steps, "labels": report.labels, "loss": report.loss, "training_seconds": round(report.seconds, 2),
                  "tokens_per_second": round(report.tokens / max(1e-9, report.seconds), 1), "padding": round(report.padding, 4),
-                 "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), "packed_attention": packed,
+                 "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), **short_ways,
                  "device": str(device), "trained_parameters": sum(parameter.numel() for parameter in adapted.trainable().values())})
 
 

@@ -26,6 +26,7 @@ from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
 from transllm.training.interrupts import Interrupts
+from transllm.training.lanes import keep_freed_memory, lanes, lanes_for
 from transllm.training.loss import final_logits, summed_cross_entropy
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import Rows
@@ -142,7 +143,11 @@ def train(
     saved, interrupts = time.monotonic(), Interrupts()
     optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted in this process
     held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
-    with JsonLines(folder / "log.jsonl") as log, interrupts.listen(), progress.task(label, stage.tokens, "tokens") as bar:
+    # Several processes average their gradients in backward(), which is not for several threads at once.
+    width = lanes_for(module, bins=max(map(len, plan))) if accelerator.num_processes == 1 else 1
+    keep_freed_memory()
+    with (lanes(width) as run_lanes, JsonLines(folder / "log.jsonl") as log, interrupts.listen(),
+          progress.task(label, stage.tokens, "tokens") as bar):
         bar.advance(state.tokens)
         try:
             while True:
@@ -154,7 +159,7 @@ def train(
                 started = time.monotonic()
                 bins = plan[state.step]
                 rate = learning_rate(state.step, len(plan), stage)
-                done = _gradients(module, rows, bins, accelerator, optimizer, adapted,
+                done = _gradients(module, rows, bins, accelerator, optimizer, adapted, run_lanes=run_lanes if width > 1 else None,
                                   rate=rate, training=training, folder=folder, seed=seed)
                 tokens = int(sum(lengths[row] for members in bins for row in members))
                 loss = state.recent.loss_with(done)
@@ -188,10 +193,10 @@ class _Done:
 
 
 def _gradients(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelerator: Accelerator, optimizer: Any, adapted: Adapted, *,
-               rate: float, training: Training, folder: Path, seed: int) -> _Done:
+               run_lanes: Any, rate: float, training: Training, folder: Path, seed: int) -> _Done:
     """Forward and backward of one optimiser step.
 
-    The gradient is of the mean over all labels of the step, however bins and processes share them.
+    The gradient is of the mean over all labels of the step, however bins, lanes and processes share them.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = list(batches_of(rows, bins[rank::world], device=adapted.device))
@@ -200,12 +205,24 @@ def _gradients(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], acc
     nats = torch.zeros((), device=adapted.device)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
-    for batch in mine:
-        loss = module(batch)
-        nats += loss.detach()
-        # Processes average their gradients; times their number gives the sum that the mean over all labels needs.
-        accelerator.backward(loss * (world / labels))
-    norm = accelerator.clip_grad_norm_(list(adapted.trainable().values()), training.clip_gradient)
+    parameters = list(adapted.trainable().values())
+    if run_lanes is None:
+        for batch in mine:
+            loss = module(batch)
+            nats += loss.detach()
+            # Processes average their gradients; times their number gives the sum that the mean over all labels needs.
+            accelerator.backward(loss * (world / labels))
+    else:
+        def lane(batch: Packed) -> tuple[Tensor, Sequence[Tensor | None]]:
+            loss = module(batch)
+            return loss.detach(), torch.autograd.grad(loss / labels, parameters, allow_unused=True)
+
+        for loss, gradients in run_lanes(lane, mine):  # in order, so that the sum is the same each time
+            nats += loss
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    norm = accelerator.clip_grad_norm_(parameters, training.clip_gradient)
     total = float(accelerator.reduce(nats, reduction="sum"))
     if not math.isfinite(total) or not math.isfinite(float(norm)):
         write_json(folder / "not_a_number.json", {"seed": seed, "rows": [list(members) for members in bins]})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 IGNORE = -100
-_CHUNK = 512
+_CHUNK = 256
 _CACHED_ROWS = 16
 
 
@@ -63,22 +63,20 @@ class _ChunkedLoss(torch.autograd.Function):
 def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None) -> Tensor:
     """Sum of the cross entropies in float32, and their gradient (softmax minus one-hot) into ``gradient`` if one is given.
 
-    One exponential serves both, a few rows at a time, so that on a processor they stay in its cache: on whole matrices of
-    50,000 columns memory, not arithmetic, sets the time.
+    One softmax serves both. It runs a few rows at a time, so that on a processor they stay in its cache: on whole matrices of
+    50,000 columns memory, not arithmetic, sets the time. The kernel sums in float32 and rounds its results to the logits'
+    precision, so a loss read off them is off by at most that rounding (in bfloat16 0.4 % of a probability: 0.004 nats, either
+    way). Where no gradient is taken, the loss is exact.
     """
-    total = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
+    if gradient is None:
+        return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
     rows = _CACHED_ROWS if logits_NV.device.type == "cpu" else len(logits_NV)
     for start in range(0, len(logits_NV), max(1, rows)):
-        labels_n1 = labels_N[start: start + rows].unsqueeze(-1)
-        values = logits_NV[start: start + rows].float()
-        values = values - values.amax(-1, keepdim=True)
-        chosen = values.gather(-1, labels_n1)
-        sums = values.exp_().sum(-1, keepdim=True)
-        total += (sums.log() - chosen).sum()
-        if gradient is not None:
-            values.div_(sums).scatter_add_(-1, labels_n1, -torch.ones_like(chosen))
-            gradient[start: start + rows] = values
-    return total
+        torch.softmax(logits_NV[start: start + rows], -1, out=gradient[start: start + rows])
+    at_label = (torch.arange(len(labels_N), device=labels_N.device), labels_N)
+    chosen = gradient[at_label]
+    gradient[at_label] = chosen - 1  # not scatter_, which copies the whole matrix
+    return -chosen.float().clamp_min(torch.finfo(torch.float32).tiny).log().sum()
 
 
 def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module, finish: Callable[[Tensor], Tensor]) -> Tensor:

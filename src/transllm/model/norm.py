@@ -1,0 +1,76 @@
+"""RMS normalisation with a backward of four passes.
+
+Families write their norm in small steps, and autograd walks them back one by one in float32: on a processor that takes as
+long as a matrix product. The weight is frozen here, so the input's gradient is all there is to compute.
+
+Shapes: (..., D) hidden states.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class _RmsNorm(torch.autograd.Function):
+    """``weight * (x / rms(x))``; the quotient is rounded to x's precision first, as Llama's family does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+        inverse = mean_square.add_(eps).rsqrt_()
+        normed = wide.mul(inverse).to(x.dtype)
+        ctx.save_for_backward(normed, inverse.to(x.dtype), weight_D)
+        return normed * weight_D
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        normed, inverse, weight_D = ctx.saved_tensors
+        scaled = gradients[0] * weight_D
+        along = torch.linalg.vecdot(scaled, normed).unsqueeze(-1) / -normed.shape[-1]
+        return scaled.addcmul_(normed, along).mul_(inverse), None, None
+
+
+def use_our_norm(model: nn.Module) -> int:
+    """Let the norms of a frozen model that compute what ``_RmsNorm`` does use it while gradients are taken.
+
+    Which do is measured: a family can add one to the weight, leave it out or normalise otherwise under the same name. Without
+    gradients every norm stays its own, bit for bit.
+
+    Returns:
+        how many norms there are.
+    """
+    changed = 0
+    for module in model.modules():
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        weights = list(module.parameters(recurse=False))
+        if "RMSNorm" not in type(module).__name__ or eps is None or len(weights) != 1:
+            continue
+        frozen_on_processor = not weights[0].requires_grad and weights[0].device.type == "cpu"
+        if frozen_on_processor and _same(module, weights[0], float(eps)):
+            _wrap(module, weights[0], float(eps))
+            changed += 1
+    return changed
+
+
+@torch.no_grad()
+def _same(module: nn.Module, weight_D: Tensor, eps: float) -> bool:
+    probe = torch.linspace(-2, 3, 2 * len(weight_D), dtype=torch.float32).view(2, -1).to(weight_D.dtype)
+    ours: Tensor = _RmsNorm.apply(probe, weight_D, eps)  # type: ignore[no-untyped-call]  # torch's own
+    theirs: Tensor = module(probe)
+    return theirs.shape == ours.shape and torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-3)
+
+
+def _wrap(module: nn.Module, weight_D: Tensor, eps: float) -> None:
+    own = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return cast(Tensor, own(x))
+        normed: Tensor = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
+        return normed
+
+    module.forward = forward
