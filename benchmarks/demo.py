@@ -75,10 +75,12 @@ def is_the_original(run: Path, recipe_file: Path) -> bool:
     model, _ = load_folder(run / "extend")
     adapted = attach(model, original_size=spans.original_size, size=spans.size, training=recipe.training, dtype=loaded.model.dtype)
     adapted.load(run / "finetune")
+    adapted.quicken()  # as training leaves it: joined layers, norms of our own
     ids = torch.tensor([Renderer(spans).prompt([Message("user", "Why is the sky blue, and what colour is it on Mars?")])])
     with torch.no_grad():
         expected = loaded.model(input_ids=ids).logits
         trained = adapted.logits(ids, Documents([ids.shape[1]]))
+        adapted.base.set_attn_implementation(loaded.model.config._attn_implementation)  # the same kernel on both sides
         with adapted.original():
             found = adapted.base(input_ids=ids).logits
     if torch.equal(trained[..., : spans.original_size], expected):

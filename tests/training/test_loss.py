@@ -93,11 +93,15 @@ def test_bfloat16_hidden_states_give_float32_sums_and_row_gradients() -> None:
     torch.testing.assert_close(total, expected, rtol=0.01, atol=0.0)
 
 
-def test_no_gradient_is_asked_for_in_evaluation() -> None:
+def test_no_gradient_is_asked_for_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, labels, head = _case()
+    asked: list[bool] = []
+    exact = loss._softmax_loss
+    monkeypatch.setattr(loss, "_softmax_loss",
+                        lambda *args, gradient: (asked.append(gradient is not None), exact(*args, gradient=gradient))[1])
     with torch.no_grad():
         total = summed_cross_entropy(hidden, labels, head=head, finish=lambda logits: logits)
-    assert not total.requires_grad
+    assert not total.requires_grad and asked and not any(asked)
     torch.testing.assert_close(total, _plain(hidden, labels, head, lambda logits: logits, torch.float32)[0].detach())
 
 

@@ -7,8 +7,6 @@ bins side by side keep all cores busy (measured: 1.25 times the tokens a second 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -18,8 +16,6 @@ from torch import nn
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 @contextlib.contextmanager
@@ -46,13 +42,3 @@ def lanes_for(model: nn.Module, *, bins: int) -> int:
     dropouts = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     dropouts += [float(getattr(module, "attention_dropout", 0.0) or 0.0) for module in model.modules()]
     return min(bins, torch.get_num_threads()) if on_processor and not any(dropouts) else 1
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what torch frees: a step frees and takes the same large blocks thousands of times, and each time that the
-    system hands one out it clears it page by page. Elsewhere nothing happens."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-        mallopt(_TOP_PAD, 64 << 20)

@@ -26,7 +26,7 @@ from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
 from transllm.training.interrupts import Interrupts
-from transllm.training.lanes import keep_freed_memory, lanes, lanes_for
+from transllm.training.lanes import lanes, lanes_for
 from transllm.training.loss import final_logits, summed_cross_entropy
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import Rows
@@ -145,7 +145,6 @@ def train(
     held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
     # Several processes average their gradients in backward(), which is not for several threads at once.
     width = lanes_for(module, bins=max(map(len, plan))) if accelerator.num_processes == 1 else 1
-    keep_freed_memory()
     with (lanes(width) as run_lanes, JsonLines(folder / "log.jsonl") as log, interrupts.listen(),
           progress.task(label, stage.tokens, "tokens") as bar):
         bar.advance(state.tokens)

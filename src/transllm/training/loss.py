@@ -89,7 +89,8 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
         finish: what follows the head, see ``final_logits``.
     """
     places = (labels_T != IGNORE).nonzero().squeeze(-1)
-    trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    # Weights of a loaded model ask for gradients by default; what counts is whether any are being taken.
+    trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad and torch.is_grad_enabled()]
     loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         hidden_TD.index_select(0, places), labels_T.index_select(0, places), lambda chunk: finish(head(chunk)), *trained)
     return loss
