@@ -15,7 +15,7 @@ test: $(VENV)/.ready-dev lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready-dev
-	$(BIN)/python -m ruff check src tests
+	$(BIN)/python -m ruff check src tests benchmarks
 	$(BIN)/python -m mypy
 
 clean:

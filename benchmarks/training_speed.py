@@ -24,19 +24,18 @@ from transllm.model import Adapted, attach, compute_dtype, default_device, enabl
 from transllm.model.lora import LoraLinear
 from transllm.progress import Silent
 from transllm.recipe.schema import Training, TrainStage
+from transllm.tokenizer import SpanTokenizer
 from transllm.training import EncodedRow, Rows, loop, train, write_rows
-
 
 TRAINING = Training.model_validate({"lora": {"r": 16, "alpha": 32, "dropout": 0.0}})  # the demo's; dropout takes peft's way
 
 
 def adapted_model(folder: Path, *, short: bool) -> Adapted:
     """The extended model with a fresh adapter, with or without our short ways."""
-    device, training = default_device(), TRAINING
-    model, tokenizer = load_folder(folder)
-    original = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))["original_size"]
-    adapted = attach(place(model, device), original_size=original, size=len(tokenizer), training=training,
-                     dtype=compute_dtype(training.precision, device))
+    device, spans = default_device(), SpanTokenizer.load(folder)
+    model, _ = load_folder(folder)
+    adapted = attach(place(model, device), original_size=spans.original_size, size=spans.size, training=TRAINING,
+                     dtype=compute_dtype(TRAINING.precision, device))
     if short:
         adapted.quicken()
     else:

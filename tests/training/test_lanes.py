@@ -19,18 +19,18 @@ def test_results_are_in_order_and_calls_side_by_side() -> None:
         return number * number
 
     with lanes(2) as run:
-        assert run(call, [1, 2, 3, 4]) == [1, 4, 9, 16]
+        assert list(run(call, [1, 2, 3, 4])) == [1, 4, 9, 16]
 
 
 def test_one_lane_is_the_caller_itself() -> None:
     with lanes(1) as run:
-        assert run(lambda _: threading.current_thread(), [0, 1]) == [threading.current_thread()] * 2
+        assert list(run(lambda _: threading.current_thread(), [0, 1])) == [threading.current_thread()] * 2
 
 
 def test_an_error_comes_out_and_the_threads_are_given_back() -> None:
     before, threads = torch.get_num_threads(), threading.active_count()
     with pytest.raises(ZeroDivisionError), lanes(2) as run:
-        run(lambda number: 1 // number, [1, 0])
+        list(run(lambda number: 1 // number, [1, 0]))
     assert (torch.get_num_threads(), threading.active_count()) == (before, threads)
 
 
@@ -39,7 +39,7 @@ def test_cores_are_shared_out() -> None:
     torch.set_num_threads(4)
     try:
         with lanes(2) as run:
-            assert run(lambda _: torch.get_num_threads(), [0, 1]) == [2, 2]
+            assert list(run(lambda _: torch.get_num_threads(), [0, 1])) == [2, 2]
         assert torch.get_num_threads() == 4
         assert lanes_for(nn.Linear(2, 2), bins=3) == 3
         assert lanes_for(nn.Linear(2, 2), bins=9) == 4

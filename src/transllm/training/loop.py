@@ -26,7 +26,7 @@ from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
 from transllm.training.interrupts import Interrupts
-from transllm.training.lanes import lanes, lanes_for
+from transllm.training.lanes import Lanes, lanes, lanes_for
 from transllm.training.loss import final_logits, summed_cross_entropy
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import Rows
@@ -192,7 +192,7 @@ class _Done:
 
 
 def _gradients(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], accelerator: Accelerator, optimizer: Any, adapted: Adapted, *,
-               run_lanes: Any, rate: float, training: Training, folder: Path, seed: int) -> _Done:
+               run_lanes: Lanes | None, rate: float, training: Training, folder: Path, seed: int) -> _Done:
     """Forward and backward of one optimiser step.
 
     The gradient is of the mean over all labels of the step, however bins, lanes and processes share them.
