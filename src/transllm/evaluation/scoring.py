@@ -41,7 +41,6 @@ def document_rows(texts: Iterable[str], *, encode: Callable[[list[str]], list[li
             yield EncodedRow([start, *piece], [False] + [True] * len(piece), round(share * len(piece)))
 
 
-@torch.no_grad()
 def text_bits_per_byte(model: PreTrainedModel, texts: Sequence[str], *, encode: Callable[[list[str]], list[list[int]]], start: int,
                        head: nn.Module | None = None) -> float:
     """Bits per byte of texts, each after a start token: comparable across vocabularies.
@@ -52,20 +51,41 @@ def text_bits_per_byte(model: PreTrainedModel, texts: Sequence[str], *, encode: 
         start: the token before each text; every byte of the text is scored.
         head: the projection; None is the model's own.
     """
+    rows = [EncodedRow([start, *ids], [False] + [True] * len(ids), len(text.encode()))
+            for text, ids in zip(texts, encode(list(texts)), strict=True)]
+    return rows_bits_per_byte(model, rows, head=head)
+
+
+@torch.no_grad()
+def rows_bits_per_byte(model: PreTrainedModel, rows: Sequence[EncodedRow], *, head: nn.Module | None = None) -> float:
+    """Bits per byte of the trained part of rows, each given what stands before it in its row.
+
+    Args:
+        model: a decoder with packed attention enabled (or one that packs by positions).
+        head: the projection; None is the model's own.
+    """
     head = head or model.get_output_embeddings()
     finish = final_logits(model.config)
-    nats, n_bytes = 0.0, 0
+    nats = 0.0
     training = model.training
     model.eval()
-    for batch in _batches(sorted(([start, *ids] for ids in encode(list(texts))), key=len)):
-        documents = Documents([len(ids) for ids in batch], device=model.device)
-        ids_T = torch.tensor([token for ids in batch for token in ids], device=model.device)
-        labels_T = torch.tensor([label for ids in batch for label in [*ids[1:], IGNORE]], device=model.device)
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    for part in _batches([len(row.ids) for row in ordered]):
+        batch = ordered[part]
+        documents = Documents([len(row.ids) for row in batch], device=model.device)
+        ids_T = torch.tensor([token for row in batch for token in row.ids], device=model.device)
+        labels_T = torch.tensor([label for row in batch for label in _labels(row)], device=model.device)
         hidden = hidden_states(model, ids_T.unsqueeze(0), documents)
         nats += float(summed_cross_entropy(hidden[0], labels_T, head=head, finish=finish))
-    n_bytes = sum(len(text.encode()) for text in texts)
     model.train(training)
-    return bits_per_byte(nats, n_bytes)
+    return bits_per_byte(nats, sum(row.n_bytes for row in rows))
+
+
+def _labels(row: EncodedRow) -> Iterator[int]:
+    """What each place of a row is to predict: the next token, if that is trained."""
+    for token, trained in zip(row.ids[1:], row.trained[1:], strict=True):
+        yield token if trained else IGNORE
+    yield IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +142,8 @@ def _answer_logits(model: PreTrainedModel, rows: Sequence[list[int]], answers: S
     """
     finish = final_logits(model.config)
     left = iter(answers)
-    for batch in _batches(rows):
+    for part in _batches([len(ids) for ids in rows]):
+        batch = rows[part]
         lengths = [len(ids) for ids in batch]
         ids_T = torch.tensor([token for ids in batch for token in ids], device=model.device)
         hidden_TD = hidden_states(model, ids_T.unsqueeze(0), Documents(lengths, device=model.device))[0]
@@ -131,13 +152,13 @@ def _answer_logits(model: PreTrainedModel, rows: Sequence[list[int]], answers: S
             yield logits[:, :vocabulary].float().log_softmax(-1)
 
 
-def _batches(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Groups of neighbouring rows of at most ``_BATCH_TOKENS`` tokens."""
-    batch: list[list[int]] = []
-    for row in rows:
-        if batch and sum(map(len, batch)) + len(row) > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def _batches(lengths: Sequence[int]) -> Iterator[slice]:
+    """Runs of neighbouring rows of at most ``_BATCH_TOKENS`` tokens."""
+    start = tokens = 0
+    for place, length in enumerate(lengths):
+        if place > start and tokens + length > _BATCH_TOKENS:
+            yield slice(start, place)
+            start, tokens = place, 0
+        tokens += length
+    if lengths:
+        yield slice(start, len(lengths))

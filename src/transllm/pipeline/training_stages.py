@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def bitext(context: Context) -> Result:
         for pair in pairs:
             # Each pair serves one direction in a pass: two passes over different text beat one over the same.
             to = "target" if shuffle.random() < stage.to_target else "english"
-            row = _pair_row(context.renderer, pair, to=to, source_loss=stage.source_loss)
+            row = pair_row(context.renderer, pair, to=to, source_loss=stage.source_loss)
             if len(row.ids) <= stage.sequence_length:
                 made += len(row.ids)
                 yield row
@@ -152,7 +152,8 @@ def _shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str
     return order
 
 
-def _pair_row(renderer: Renderer, pair: dict[str, Any], *, to: str, source_loss: bool) -> EncodedRow:
+def pair_row(renderer: Renderer, pair: Mapping[str, str], *, to: str, source_loss: bool) -> EncodedRow:
+    """A sentence pair as *bitext* learns it: ``<EN> sentence <XX> sentence END``; for ``to="english"`` the other way round."""
     markers = renderer.spans.markers
     english, target = Span(markers.english, pair["english"], "english"), Span(markers.target, pair["target"], "target")
     spans = [english, target] if to == "target" else [target, english]
