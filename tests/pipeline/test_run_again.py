@@ -66,6 +66,12 @@ def test_the_run_folders_own_recipe_goes_on_too(finished: Any, tmp_path: Path) -
     assert _worked(run / "recipe.yaml", tmp_path) == []
 
 
+def test_a_project_that_was_moved_is_still_done(finished: Any, home: Any, tmp_path: Path) -> None:
+    """Recipe, files, model and run under another folder, with their times, as ``mv`` leaves them."""
+    finished.copy(tmp_path / "runs")
+    assert _worked(home.at(tmp_path / "elsewhere").recipe, tmp_path / "runs") == []
+
+
 @pytest.mark.parametrize(("changes", "expected"), [
     ({"evaluate.sentences": 3}, {"evaluate"}),
     ({"merge.max_kl": 0.02}, {"merge", "evaluate"}),

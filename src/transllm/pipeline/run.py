@@ -17,10 +17,10 @@ from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.model.load import original_digest
-from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest, section_of
+from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
 from transllm.pipeline.stages import STAGES
 from transllm.progress import Progress, Silent
-from transllm.recipe import check_recipe, dump_recipe, load_recipe
+from transllm.recipe import check_recipe, dump_recipe, load_recipe, movable
 from transllm.recipe.schema import Recipe
 from transllm.report import build_report
 
@@ -191,7 +191,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     file = folder / "recipe.yaml"
     if file.exists():
         other = load_recipe(file)
-        own, its = (section_of(one, "model")["source"] for one in (recipe, other))
+        own, its = (movable(one)["model"]["source"] for one in (recipe, other))
         if (its, other.target.code) != (own, recipe.target.code):
             raise RunError(f"'{folder}' belongs to another recipe: {other.model.source} to {other.target.name}. "
                            "Give this recipe another name, or another folder with --runs.")

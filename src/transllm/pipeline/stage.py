@@ -24,7 +24,7 @@ import psutil
 
 from transllm.files import DiskErrors, write_json
 from transllm.progress import Progress
-from transllm.recipe import resolved
+from transllm.recipe import movable, resolved
 from transllm.recipe.schema import Recipe
 from transllm.tcot import Renderer
 from transllm.tokenizer import SpanTokenizer
@@ -94,13 +94,13 @@ class Stage:
     def digest(self, recipe: Recipe, inputs: dict[str, str], extra: str = "") -> str:
         """Digest of all that decides the result: settings, seed, inputs, code version."""
         known = {"stage": self.name, "version": self.version, "seed": recipe.seed, "inputs": inputs, "extra": extra,
-                 "sections": {name: _without_harmless(section_of(recipe, name)) for name in self.sections}}
+                 "sections": {name: _without_harmless(_section(movable(recipe), name)) for name in self.sections}}
         return hashlib.sha256(json.dumps(known, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def section_of(recipe: Recipe, path: str) -> Any:
-    """A part of the recipe as plain data, with paths made absolute: the copy in the run folder gives the same digest."""
-    value: Any = resolved(recipe)
+def _section(recipe: dict[str, Any], path: str) -> Any:
+    """A part of the dumped recipe, such as ``data.parallel``."""
+    value: Any = recipe
     for key in path.split("."):
         value = value[key]
     return value
@@ -141,7 +141,7 @@ def execute(stage: Stage, context: Context, *, digest: str, inputs: dict[str, st
             sitting(time.monotonic() - started)
     manifest = {
         "stage": stage.name, "transllm": version("transllm"), "digest": digest,
-        "section": {name: section_of(context.recipe, name) for name in stage.sections}, "inputs": inputs, "versions": versions(),
+        "section": {name: _section(resolved(context.recipe), name) for name in stage.sections}, "inputs": inputs, "versions": versions(),
         "seed": context.recipe.seed, "counts": result.counts, "tokens": result.tokens, "seconds": round(sitting(0.0), 2),
         "peak_memory_gib": round(memory.gib, 3), "metrics": result.metrics, "sources": result.sources,
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}

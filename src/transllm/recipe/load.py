@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,15 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values: every default filled in, keys without a value left out (none is their default), and paths
     absolute, so that it means the same wherever it is written. Equal for a recipe and for what ``dump_recipe`` wrote of it."""
     data = recipe.model_dump(mode="json", exclude_none=True)
-    _anchor_paths(data, recipe.folder.absolute())
+    _map_paths(data, recipe.folder, lambda path: str(recipe.folder.absolute() / path))
+    return data
+
+
+def movable(recipe: Recipe) -> dict[str, Any]:
+    """``resolved``, but of a path its last part only: equal wherever the files lie. For telling whether work is still of this recipe
+    after its folder was moved; what the files hold is to be compared beside it."""
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    _map_paths(data, recipe.folder, lambda path: path.name)
     return data
 
 
@@ -118,20 +126,20 @@ def _fill_empty_sections(data: dict[str, Any]) -> None:
             here[name] = {}
 
 
-def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
-    """Make relative paths of the dumped recipe absolute, where they are paths."""
+def _map_paths(data: dict[str, Any], folder: Path, change: Callable[[Path], str]) -> None:
+    """Change the values of the dumped recipe that are local paths; ``folder`` is the recipe's."""
     for key in ("source", "chat_template"):
         value = data["model"].get(key)
         # A brace: the template itself, not its file. It may be longer than a name can be.
-        if isinstance(value, str) and value and "{" not in value and (folder / value).exists():
-            data["model"][key] = str(folder / value)
+        if isinstance(value, str) and value and "{" not in value and (folder / Path(value).expanduser()).exists():
+            data["model"][key] = change(Path(value).expanduser())
     sources = [*data["data"]["parallel"], *data["data"]["target"], *data["data"]["english"], *data["recover"]["prompts"],
                data["evaluate"].get("test_pairs"), data["evaluate"].get("queries")]
     for source in sources:
         if isinstance(source, dict) and "files" in source:
             files = source["files"]
-            absolute = [str(folder / Path(file).expanduser()) for file in ([files] if isinstance(files, str) else files)]
-            source["files"] = absolute[0] if isinstance(files, str) else absolute
+            changed = [change(Path(file).expanduser()) for file in ([files] if isinstance(files, str) else files)]
+            source["files"] = changed[0] if isinstance(files, str) else changed
 
 
 def _kind(value: Any) -> str:
