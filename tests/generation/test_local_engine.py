@@ -110,6 +110,20 @@ def test_sampling_follows_its_seed(make_chat_model: Make) -> None:
     assert [one.ids for one in _all(engine, _prompts(), Sampling(8, temperature=1.0, top_p=1e-6, seed=3))] == greedy
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_what_is_sampled_for_a_prompt_does_not_depend_on_its_company(make_chat_model: Make, top_p: float) -> None:
+    prompts, sampling = _prompts(), Sampling(8, temperature=1.0, top_p=top_p, seed=5)
+    together = [one.ids for one in _all(LocalEngine(make_chat_model("tied"), pad_id=0), prompts, sampling)]
+    few = LocalEngine(make_chat_model("tied"), pad_id=0, batch_size=3)
+    assert [one.ids for one in _all(few, prompts[::-1], sampling)][::-1] == together
+    assert [one.ids for one in _all(few, prompts[4:6], sampling)] == together[4:6]
+
+
+def test_one_prompt_again_and_again_is_answered_differently(make_chat_model: Make) -> None:
+    found = _all(LocalEngine(make_chat_model("tied"), pad_id=0), [[5, 6]] * 20, Sampling(8, temperature=1.0))
+    assert len({tuple(one.ids) for one in found}) == 20
+
+
 def test_sampling_keeps_to_the_smallest_set(make_chat_model: Make) -> None:
     model, prompt = make_chat_model("tied"), [9, 8, 7]
     with torch.no_grad():

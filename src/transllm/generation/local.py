@@ -1,13 +1,18 @@
 """The engine in this process: a transformers model, prompts sorted by length, batches that shrink.
 
 Rows that are done leave the batch as soon as an eighth of them is, so that a few long answers do not make the rest of their
-batch compute for nothing.
+batch compute for nothing. Each row has random numbers of its own: what is sampled for a prompt does not depend on its company,
+so work that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -26,6 +31,7 @@ _NUCLEUS = 1024
 class _Row:
     index: int
     left: int
+    seed: int
     ids: list[int] = field(default_factory=list)
 
 
@@ -57,20 +63,23 @@ class LocalEngine:
         for number, prompt in enumerate(prompts):
             if not prompt or len(prompt) >= self._context:
                 raise ModelError(f"Prompt {number} has {len(prompt)} tokens; the model takes 1 to {self._context - 1}. Shorten it.")
-        generator = torch.Generator(device=self._model.device).manual_seed(sampling.seed)
+        seeds = _seeds(prompts, sampling.seed)
         # Longest first: memory peaks at the start, where it is noticed, and like lengths share a batch.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(order), self._batch_size):
             numbers = order[start: start + self._batch_size]
             rows = [_Row(number, min(sampling.max_new_tokens, self._context - len(prompts[number]),
-                                     limits[number] if limits is not None else sampling.max_new_tokens)) for number in numbers]
-            yield from self._batch(rows, [prompts[number] for number in numbers], sampling, generator, on_token)
+                                     limits[number] if limits is not None else sampling.max_new_tokens),
+                         seeds[number]) for number in numbers]
+            yield from self._batch(rows, [prompts[number] for number in numbers], sampling, on_token)
 
-    def _batch(self, rows: list[_Row], prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator,
+    def _batch(self, rows: list[_Row], prompts: Sequence[Sequence[int]], sampling: Sampling,
                on_token: Callable[[int, int], None] | None) -> Iterator[Generated]:
         """Continue one batch; rows that are done leave it."""
-        cache, mask, last = self._prefill(prompts, sampling, generator)
-        while True:
+        cache, mask, logits = self._prefill(prompts)
+        draws = _draws(rows).to(self._model.device) if sampling.temperature else None
+        for step in count():
+            last = self._choose(logits, sampling, draws[:, step] if draws is not None else None)
             yield from self._collect(rows, last, sampling, on_token)
             alive = [place for place, row in enumerate(rows) if row.left > 0]
             if not alive:
@@ -80,15 +89,15 @@ class LocalEngine:
                 keep = torch.tensor(alive, device=last.device)
                 cache.batch_select_indices(keep)
                 mask, last = mask[keep], last[keep]
+                draws = draws[keep] if draws is not None else None
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             # Rows that are done but still in the batch may run past the context; their positions must stay in it.
             positions = (mask.sum(1, keepdim=True) - 1).clamp_max(self._context - 1)
-            output = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=positions,
-                                 past_key_values=cache, use_cache=True)
-            last = self._choose(output.logits[:, -1], sampling, generator)
+            logits = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=positions,
+                                 past_key_values=cache, use_cache=True).logits[:, -1]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], sampling: Sampling,
-                 generator: torch.Generator) -> tuple[DynamicCache, Tensor, Tensor]:
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        """The cache after the prompts, their mask (B, T) and the logits of what comes next (B, V)."""
         longest = max(map(len, prompts))
         device = self._model.device
         ids = torch.full((len(prompts), longest), self._pad, device=device)
@@ -101,19 +110,20 @@ class LocalEngine:
         # matrix once a row (15 s for 100 rows of 50,000 columns).
         output = self._model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0),
                              past_key_values=cache, use_cache=True, logits_to_keep=torch.tensor([longest - 1], device=device))
-        return cache, mask, self._choose(output.logits[:, -1], sampling, generator)
+        return cache, mask, output.logits[:, -1]
 
-    def _choose(self, logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    def _choose(self, logits_BV: Tensor, sampling: Sampling, draws_B: Tensor | None) -> Tensor:
+        """The next token of each row (B,), from numbers in [0, 1) if it is to be sampled."""
         logits = logits_BV[:, : self._vocabulary]
-        if sampling.temperature == 0:
+        if draws_B is None:
             return logits.argmax(-1)
         probabilities = (logits.float() / sampling.temperature).softmax(-1)
-        if sampling.top_p < 1:
-            # The nucleus is sought among the likeliest tokens: sorting a whole vocabulary costs as much as the model's step.
-            ordered, places = probabilities.topk(min(_NUCLEUS, probabilities.shape[-1]))
-            ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
-            probabilities = torch.zeros_like(probabilities).scatter_(-1, places, ordered)
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+        if sampling.top_p == 1:
+            return _inverse(probabilities, draws_B)
+        # The nucleus is sought among the likeliest tokens: sorting a whole vocabulary costs as much as the model's step.
+        ordered, places = probabilities.topk(min(_NUCLEUS, probabilities.shape[-1]))
+        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+        return places.gather(-1, _inverse(ordered, draws_B).unsqueeze(-1)).squeeze(-1)
 
     @staticmethod
     def _collect(rows: Sequence[_Row], last: Tensor, sampling: Sampling,
@@ -128,6 +138,32 @@ class LocalEngine:
             if token in sampling.stop_ids or row.left == 0 or (sampling.loop and _in_a_loop(row.ids, sampling.loop)):
                 row.left = 0
                 yield Generated(row.index, row.ids, "stop" if token in sampling.stop_ids else "length")
+
+
+def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """A seed for each prompt, of what it says and of how often it was said before: not of its place or its neighbours."""
+    said: Counter[bytes] = Counter()
+    found = []
+    for prompt in prompts:
+        ids = array("q", prompt).tobytes()
+        digest = blake2b(ids, digest_size=7, salt=said[ids].to_bytes(8, "little"), key=str(seed).encode()).digest()
+        found.append(int.from_bytes(digest, "big"))
+        said[ids] += 1
+    return found
+
+
+def _draws(rows: Sequence[_Row]) -> Tensor:
+    """Numbers in [0, 1), one for each token that a row may have, (B, T)."""
+    longest = max(row.left for row in rows)
+    return torch.stack([torch.rand(longest, generator=torch.Generator().manual_seed(row.seed)) for row in rows])
+
+
+def _inverse(weights_BV: Tensor, draws_B: Tensor) -> Tensor:
+    """The place in each row (B,) where the share of the weights so far passes the draw. Never one of weight 0."""
+    sums = weights_BV.cumsum(-1)
+    total = sums[:, -1]
+    sought = torch.minimum(draws_B * total, torch.nextafter(total, total.new_zeros(())))
+    return torch.searchsorted(sums, sought.unsqueeze(-1), right=True).squeeze(-1)
 
 
 def _in_a_loop(ids: list[int], times: int) -> bool:

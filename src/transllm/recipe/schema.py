@@ -199,7 +199,8 @@ class Extend(Section):
     """Vocabulary extension."""
 
     vocab_size: Annotated[int, Field(ge=0)] = 8000
-    """New sub-words at most. 0 adds the markers only."""
+    """New sub-words at most. 0 adds the markers only. Each must be learned before it is worth anything: for a language whose script the
+    model knows, tens at budgets below a million tokens (docs/results), thousands at the paper's."""
     sample_characters: Count = 20_000_000
     """Learn on so much target text, and check against so much English."""
     min_count: Count = 5
@@ -217,7 +218,7 @@ class Recover(Section):
     """Prompts to answer (the paper: 52 k). ``self`` fills what the others leave."""
     max_new_tokens: Count = 1024
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy, the paper's decoding."""
+    """0 is greedy, the paper's decoding. What is sampled for a prompt follows from the seed and the prompt alone."""
     batch_size: Count = 64
     """Conversations answered at once."""
     self_prompt_temperature: Annotated[float, Field(gt=0)] = 1.0
