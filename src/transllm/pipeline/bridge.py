@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 from transllm.data.language import is_language
-from transllm.files import read_jsonl, write_text
+from transllm.files import JsonLines, read_jsonl, write_text
 from transllm.generation import LocalEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
 from transllm.pipeline.prepare import read_part
@@ -25,10 +26,6 @@ def bridge(context: Context) -> Result:
 
     Work goes in chunks, each on disk (``translated.jsonl``) before the next begins.
     """
-    import json
-
-    from transllm.files import JsonLines
-
     settings = context.recipe.bridge
     rows = [_trimmed(row) if settings.cut_answers == "trim" else row for row in conversations_to_train_on(context.run)]
     early = [_chain(row) | {"reason": reason} for row in rows if (reason := _unusable(row, settings))]
