@@ -67,7 +67,8 @@ def _result(folder: Path) -> dict[str, Any]:
         else:
             found[name] = path.read_bytes()
     if folder.name == "recover":  # answers come in another order after a stop
-        found["conversations.jsonl"].sort(key=lambda row: row["prompt"])
+        for name in ("conversations.jsonl", "samples.jsonl"):
+            found[name].sort(key=lambda row: row["prompt"])
     return found
 
 

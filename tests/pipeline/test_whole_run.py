@@ -119,6 +119,16 @@ def test_recovery_conversations(finished: Any, home: Any) -> None:
     assert all(row["finish"] == "stop" and "<|" not in row["answer"] for row in rows)
 
 
+def test_samples_are_second_answers_to_prompts_that_are_not_held_out(finished: Any) -> None:
+    first = {row["prompt"]: row for row in _lines(finished.folder / "recover" / "conversations.jsonl")}
+    samples = _lines(finished.folder / "recover" / "samples.jsonl")
+    assert {row["prompt"] for row in samples} == {prompt for prompt, row in first.items() if not row["held_out"]}
+    assert len(samples) == 15
+    assert sum(row["answer"] != first[row["prompt"]]["answer"] for row in samples) > 7, "sampled, not greedy"
+    counts = _json(finished.folder / "recover" / "manifest.json")["counts"]["samples"]
+    assert (counts["read"], counts["kept"]) == (15, sum(row["finish"] == "stop" for row in samples))
+
+
 def test_chains_are_made_of_conversations_that_are_not_held_out(finished: Any) -> None:
     held = {row["prompt"]: row["held_out"] for row in _lines(finished.folder / "recover" / "conversations.jsonl")}
     chains, rejects = (_lines(finished.folder / "bridge" / f"{name}.jsonl") for name in ("chains", "rejects"))
@@ -144,7 +154,3 @@ def test_what_the_command_says(finished: Any) -> None:
     places = [told.err.index(f"{stage}  ") for stage in STAGES]
     assert places == sorted(places)
     assert "Warning" not in told.err and "%|" not in told.err, "other libraries' bars and warnings are no progress of ours"
-
-
-def test_a_whole_run_is_quick(finished: Any) -> None:
-    assert finished.seconds < 60

@@ -158,7 +158,8 @@ class _Estimate:
         prepare = StagePlan("prepare", None, None, (0.0, 0.0), (0.0, 0.0), 0.0, "reads, filters and cuts the text; not timed here")
         return [
             prepare, extend, self._training("pretrain", recipe.pretrain), self._training("bitext", recipe.bitext),
-            self._answers("recover", recover.count, recover.max_new_tokens, recover.batch_size, "answers of the original model"),
+            self._answers("recover", round(recover.count * (1 + recover.sampled)), recover.max_new_tokens, recover.batch_size,
+                          "answers of the original model"),
             self._answers("bridge", chains, recover.max_new_tokens + _PROMPT_TOKENS, bridge.batch_size, "chains, translated by the model"),
             self._training("finetune", recipe.finetune),
             StagePlan("merge", None, None, (5.0, 60.0 + self.model_gib * 40), (2 * self.model_gib, 3 * self.model_gib), self.model_gib),

@@ -21,7 +21,11 @@ _GIVE_UP = 8  # rounds of self-prompting that bring nothing new
 
 
 def recover(context: Context) -> Result:
-    """Write ``prompts.jsonl`` (once) and ``conversations.jsonl`` (as answers come)."""
+    """Write ``prompts.jsonl`` (once), ``conversations.jsonl`` and ``samples.jsonl`` (as answers come).
+
+    The conversations become chains. Samples are second answers to some of the prompts, drawn at temperature 1, for recovery: their
+    cross-entropy is, up to a constant, the KL to the original model; that of greedy answers is lowest for a model surer than it.
+    """
     recipe, settings = context.recipe, context.recipe.recover
     loaded = load_chat_model(recipe.model, folder=recipe.folder, cache=context.cache)
     device = default_device()
@@ -30,25 +34,34 @@ def recover(context: Context) -> Result:
     engine = LocalEngine(loaded.model, pad_id=loaded.tokenizer.pad_token_id or 0, batch_size=settings.batch_size,
                          vocabulary=len(loaded.tokenizer))
     prompts, counts = _prompts(context, loaded, engine, stops)
-    done = read_jsonl(context.folder / "conversations.jsonl")
+    result = Result(counts={"prompts": counts}, metrics={"held_out": sum(row["held_out"] for row in prompts)})
+    learned = _in_order([row for row in prompts if not row["held_out"]])
+    asked = {"conversations": prompts, "samples": learned[: round(settings.sampled * len(learned))]}
+    for name, temperature, seed in (("conversations", settings.temperature, recipe.seed), ("samples", 1.0, recipe.seed + 1)):
+        sampling = Sampling(settings.max_new_tokens, temperature=temperature, stop_ids=stops, seed=seed)
+        answers = _answers(context, loaded, engine, asked[name], sampling, name=name)
+        whole = sum(row["finish"] == "stop" for row in answers)
+        result.counts[name] = {"read": len(answers), "kept": whole, "dropped": {"cut": len(answers) - whole}}
+        result.tokens += sum(row["tokens"] for row in answers)
+    return result
+
+
+def _answers(context: Context, loaded: LoadedModel, engine: LocalEngine, rows: Sequence[dict[str, Any]], sampling: Sampling, *,
+             name: str) -> list[dict[str, Any]]:
+    """Answer what an earlier sitting left, some batches on disk before the next begin; gives all answers."""
+    file = context.folder / f"{name}.jsonl"
+    done = read_jsonl(file)
     answered = {row["prompt"] for row in done}
-    waiting = [row for row in prompts if row["prompt"] not in answered]
-    sampling = Sampling(settings.max_new_tokens, temperature=settings.temperature, stop_ids=stops, seed=recipe.seed)
-    with JsonLines(context.folder / "conversations.jsonl") as file, \
-            context.progress.task("answers of the original model", len(prompts), "answers") as bar:
+    waiting = [row for row in rows if row["prompt"] not in answered]
+    with JsonLines(file) as lines, context.progress.task(f"{name} with the original model", len(rows), "answers") as bar:
         bar.advance(len(done))
-        for chunk in _chunks(waiting, settings.batch_size * _CHUNK):
+        for chunk in _chunks(waiting, context.recipe.recover.batch_size * _CHUNK):
             for made in engine.generate([_prompt_ids(loaded, row["prompt"]) for row in chunk], sampling=sampling):
                 ids = made.ids[:-1] if made.finish == "stop" else made.ids
-                file.write({**chunk[made.index], "answer": str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
-                            "finish": made.finish, "tokens": len(made.ids)})
+                lines.write({**chunk[made.index], "answer": str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+                             "finish": made.finish, "tokens": len(made.ids)})
                 bar.advance(1)
-    conversations = read_jsonl(context.folder / "conversations.jsonl")
-    whole = sum(row["finish"] == "stop" for row in conversations)
-    return Result(
-        counts={"prompts": counts, "answers": {"read": len(conversations), "kept": whole, "dropped": {"cut": len(conversations) - whole}}},
-        tokens=sum(row["tokens"] for row in conversations),
-        metrics={"held_out": sum(row["held_out"] for row in conversations)})
+    return read_jsonl(file)
 
 
 def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine,
@@ -136,8 +149,19 @@ def _chunks(rows: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str
 
 def conversations_to_train_on(run: Path) -> list[dict[str, Any]]:
     """All conversations that are not held out, in the order of a hash: in the file they stand as answers came, longest prompts first."""
-    rows = read_jsonl(run / "recover" / "conversations.jsonl")
-    return sorted((row for row in rows if not row["held_out"]), key=lambda row: text_key(row["prompt"]))
+    return _in_order([row for row in read_jsonl(run / "recover" / "conversations.jsonl") if not row["held_out"]])
+
+
+def recovery_rows(run: Path) -> list[dict[str, Any]]:
+    """What recovery learns, best first: the sampled answers, then those that were not drawn a second time. None is empty."""
+    samples = _in_order(read_jsonl(run / "recover" / "samples.jsonl"))
+    drawn = {row["prompt"] for row in samples}
+    return [row for row in [*samples, *(row for row in conversations_to_train_on(run) if row["prompt"] not in drawn)] if row["answer"]]
+
+
+def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By a hash of the prompt: the first few of them are a fair choice, and the same one whenever and wherever it is made."""
+    return sorted(rows, key=lambda row: text_key(row["prompt"]))
 
 
 def count_rejects(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transllm.files import read_jsonl, write_json
 from transllm.model import attach, compute_dtype, default_device, load_folder, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
-from transllm.pipeline.recover import conversations_to_train_on
+from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import TrainStage
 from transllm.tcot import Message, Renderer, Span
@@ -70,7 +70,7 @@ def finetune(context: Context) -> Result:
         kinds: dict[str, int] = {}
         chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
         share = 1 - stage.recovery - stage.translation
-        recovered = [row for row in conversations_to_train_on(context.run) if row["answer"]]
+        recovered = recovery_rows(context.run)
         pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
         made = [("chain", _chain_row(context.renderer, row)) for row in chains]
         made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]

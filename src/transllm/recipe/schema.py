@@ -218,7 +218,11 @@ class Recover(Section):
     """Prompts to answer (the paper: 52 k). ``self`` fills what the others leave."""
     max_new_tokens: Count = 1024
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy, the paper's decoding. What is sampled for a prompt follows from the seed and the prompt alone."""
+    """Of the answers that become chains. 0 is greedy, the paper's decoding."""
+    sampled: Share = 1.0
+    """Share of the prompts that are answered a second time, sampled at temperature 1, for recovery. Learned as often as the original
+    says them, its answers bring the model back to it; its greedy answers make the model surer than it was (docs/results: half the
+    KL). 0: recovery on the greedy answers, as in the paper."""
     batch_size: Count = 64
     """Conversations answered at once."""
     self_prompt_temperature: Annotated[float, Field(gt=0)] = 1.0
