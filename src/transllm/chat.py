@@ -9,13 +9,12 @@ from pathlib import Path
 
 from transllm.data.language import is_language
 from transllm.errors import RunError
-from transllm.generation import Engine, LocalEngine, Sampling, TextStream
+from transllm.generation import LOOP, Engine, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
 from transllm.tcot import Chain, Kind, Message, Renderer, parse, repaired
 from transllm.tokenizer import SpanTokenizer
 
 _MENDS = 3  # a chain has three markers
-_LOOP = 4  # times
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class Chat:
         room = self._max_new_tokens - len(ids)
         if room <= 0:
             return ids
-        sampling = Sampling(room, stop_ids=self._renderer.stop_ids, loop=_LOOP)
+        sampling = Sampling(room, stop_ids=self._renderer.stop_ids, loop=LOOP)
         made = next(iter(self._engine.generate([[*prompt, *ids]], sampling=sampling, on_token=lambda _, token: viewer.add(token))))
         return [*ids, *made.ids]
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+LOOP = 4
+"""Times that chat and evaluation let the end of an answer say the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -21,7 +21,7 @@ from transllm.errors import DataError
 from transllm.evaluation.metrics import Metrics, StageMetrics, bleu_tokenizer, share, translation_scores
 from transllm.evaluation.scoring import divergence, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.generation import LocalEngine, Sampling
+from transllm.generation import LOOP, LocalEngine, Sampling
 from transllm.model import compute_dtype, default_device, enable_packed, load_folder, load_merged, place
 from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
@@ -207,12 +207,13 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
     return found
 
 
-def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], longest: int, label: str) -> list[list[int]]:
+def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], longest: int, label: str, *,
+              loop: int = 0) -> list[list[int]]:
     """Greedy replies to single user messages, in order."""
     prompts = [context.renderer.prompt([message]) for message in messages]
     replies: list[list[int]] = [[] for _ in prompts]
     with context.progress.task(label, len(prompts), "answers") as bar:
-        for made in engine.generate(prompts, sampling=Sampling(longest, stop_ids=context.renderer.stop_ids)):
+        for made in engine.generate(prompts, sampling=Sampling(longest, stop_ids=context.renderer.stop_ids, loop=loop)):
             replies[made.index] = made.ids
             bar.advance(1)
     return replies
@@ -220,11 +221,11 @@ def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message]
 
 def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
               original: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answers to unseen target-language queries, as they come: a missing marker is not mended here."""
+    """Answers to unseen target-language queries, as they come: a missing marker is not mended here. An answer in a loop counts as cut."""
     spans, code = context.spans, context.recipe.target.code
     messages = [Message("user", query, "english" if original else "target") for query in queries]
     started = time.monotonic()
-    replies = _generate(context, engine, messages, context.recipe.evaluate.max_new_tokens, "answering queries")
+    replies = _generate(context, engine, messages, context.recipe.evaluate.max_new_tokens, "answering queries", loop=LOOP)
     seconds = time.monotonic() - started
     rows, formed, in_target = [], [], []
     for query, ids in zip(queries, replies, strict=True):
