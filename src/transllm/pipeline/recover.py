@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ _GIVE_UP = 8  # rounds of self-prompting that bring nothing new
 
 
 def recover(context: Context) -> Result:
-    """Write ``prompts.jsonl`` (once), ``conversations.jsonl`` and ``samples.jsonl`` (as answers come).
+    """Write ``candidates.jsonl`` (prompts as they come), ``conversations.jsonl`` and ``samples.jsonl`` (as answers come).
 
     The conversations become chains. Samples are second answers to some of the prompts, drawn at temperature 1, for recovery: their
     cross-entropy is, up to a constant, the KL to the original model; that of greedy answers is lowest for a model surer than it.
@@ -66,38 +67,53 @@ def _answers(context: Context, loaded: LoadedModel, engine: LocalEngine, rows: S
 
 def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine,
              stops: frozenset[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The prompts, from disk if an earlier sitting wrote them all. A first few, by hash, are held out for measuring."""
-    file = context.folder / "prompts.jsonl"
+    """The prompts, and what was dropped. A first few, by hash, are held out for measuring.
+
+    Every candidate is on disk before the filter sees it. After a stop the filter sees them again, so its memory and its counts are those
+    of a run that was not stopped; candidates come in the same order each time, so those that are on disk are passed over.
+    """
+    file = context.folder / "candidates.jsonl"
     settings, seed = context.recipe.recover, context.recipe.seed
     wanted = settings.count + context.recipe.evaluate.answers
     keep = PromptFilter()
+    prompts: list[dict[str, Any]] = []
+
+    def take(candidate: dict[str, Any]) -> bool:
+        if candidate["text"] is None:
+            keep.counts.drop("cut")
+            return False
+        prompt = keep(candidate["text"])
+        if prompt is not None:
+            prompts.append({"prompt": prompt, "origin": candidate["origin"]})
+        return prompt is not None
+
     known = read_jsonl(file)
-    for row in known:
-        keep(row["prompt"])
+    for candidate in known:
+        take(candidate)
+    passed = Counter((candidate["origin"], candidate["round"]) for candidate in known)
     with JsonLines(file) as lines, context.progress.task("prompts", wanted, "prompts") as bar:
-        bar.advance(len(known))
+        bar.advance(len(prompts))
         for origin in settings.prompts:
-            if len(known) >= wanted:
+            if len(prompts) >= wanted:
                 break
-            start = max((row.get("round", 0) for row in known), default=0)
+            start = max((candidate["round"] for candidate in known), default=0)
             candidates = (_written_by_model(loaded, engine, stops, settings.self_prompt_temperature, settings.batch_size, seed, keep, start)
                           if origin == "self" else _given(context, origin))
             name = origin.origin if isinstance(origin, Source) else origin
             for text, number in candidates:
-                prompt = keep(text)
-                if prompt is not None:
-                    row = {"prompt": prompt, "origin": name, "round": number}
-                    lines.write(row)
-                    known.append(row)
-                    bar.advance(1)
-                    if len(known) >= wanted:
-                        break
-    if len(known) <= context.recipe.evaluate.answers:
-        raise DataError(f"There are only {len(known)} prompts, {context.recipe.evaluate.answers} of which are held out for measuring. "
+                if passed[name, number]:
+                    passed[name, number] -= 1
+                    continue
+                candidate = {"text": text, "origin": name, "round": number}
+                lines.write(candidate)
+                bar.advance(take(candidate))
+                if len(prompts) >= wanted:
+                    break
+    if len(prompts) <= context.recipe.evaluate.answers:
+        raise DataError(f"There are only {len(prompts)} prompts, {context.recipe.evaluate.answers} of which are held out for measuring. "
                         "Add 'self' or a file to recover.prompts.")
-    held = set(sorted(text_key(row["prompt"]) for row in known)[: context.recipe.evaluate.answers])
-    return [{"prompt": row["prompt"], "origin": row["origin"], "held_out": text_key(row["prompt"]) in held}
-            for row in known], keep.counts.as_dict()
+    held = set(sorted(text_key(row["prompt"]) for row in prompts)[: context.recipe.evaluate.answers])
+    return [row | {"held_out": text_key(row["prompt"]) in held} for row in prompts], keep.counts.as_dict()
 
 
 def _given(context: Context, origin: Any) -> Iterator[tuple[str, int]]:
@@ -107,10 +123,11 @@ def _given(context: Context, origin: Any) -> Iterator[tuple[str, int]]:
 
 
 def _written_by_model(loaded: LoadedModel, engine: LocalEngine, stops: frozenset[int], temperature: float, batch: int, seed: int,
-                      keep: PromptFilter, start: int) -> Iterator[tuple[str, int]]:
+                      keep: PromptFilter, start: int) -> Iterator[tuple[str | None, int]]:
     """User turns that the chat model writes when it is given only its template's user header (Magpie, arXiv 2406.08464).
 
-    Each comes with the number of its round, which decides its random numbers: after a stop, the last round is done again.
+    Each comes with the number of its round, which decides its random numbers: after a stop, the last round is done again. None stands
+    for one that found no end.
     """
     header = _user_header(loaded)
     barren = 0
@@ -118,10 +135,7 @@ def _written_by_model(loaded: LoadedModel, engine: LocalEngine, stops: frozenset
         before = keep.counts.kept
         sampling = Sampling(96, temperature=temperature, top_p=0.95, stop_ids=stops, seed=seed * 1000 + number)
         for made in engine.generate([header] * batch, sampling=sampling):
-            if made.finish == "stop":
-                yield str(loaded.tokenizer.decode(made.ids[:-1], skip_special_tokens=True)), number
-            else:
-                keep.counts.drop("cut")
+            yield str(loaded.tokenizer.decode(made.ids[:-1], skip_special_tokens=True)) if made.finish == "stop" else None, number
         barren = barren + 1 if keep.counts.kept == before else 0
         if barren >= _GIVE_UP:
             raise ModelError(f"The model wrote no new usable prompt in {_GIVE_UP * batch} tries, after {keep.counts.kept} prompts. "
