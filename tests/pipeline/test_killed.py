@@ -173,7 +173,8 @@ def test_self_prompting_goes_on_where_it_was(home: Any, cli: Any, tmp_path: Path
     assert done.code == 0, done.err
     rows = _lines(prompts)
     assert rows[: len(known)] == known and len(rows) > len(known)
-    assert len({row["prompt"] for row in _lines(prompts.parent / "conversations.jsonl")}) == 33
+    answered = _lines(prompts.parent / "conversations.jsonl")
+    assert len({row["prompt"] for row in answered}) == len(answered) == 33
     whole = cli("run", mine.recipe, "--runs", tmp_path / "undisturbed", "--until", "recover")
     assert whole.code == 0, whole.err
     assert _lines(tmp_path / "undisturbed" / "tiny" / "recover" / "candidates.jsonl") == rows

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from transllm.evaluation.metrics import bits_per_byte
 from transllm.model import Documents, hidden_states
-from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy
+from transllm.training.loss import final_logits, summed_cross_entropy
+from transllm.training.packing import packed
 from transllm.training.rows import EncodedRow
 
 _BATCH_TOKENS = 2048
@@ -66,26 +67,19 @@ def rows_bits_per_byte(model: PreTrainedModel, rows: Sequence[EncodedRow], *, he
     """
     head = head or model.get_output_embeddings()
     finish = final_logits(model.config)
-    nats = 0.0
+    nats, n_bytes = 0.0, 0
     training = model.training
     model.eval()
     ordered = sorted(rows, key=lambda row: len(row.ids))
     for part in _batches([len(row.ids) for row in ordered]):
-        batch = ordered[part]
-        documents = Documents([len(row.ids) for row in batch], device=model.device)
-        ids_T = torch.tensor([token for row in batch for token in row.ids], device=model.device)
-        labels_T = torch.tensor([label for row in batch for label in _labels(row)], device=model.device)
-        hidden = hidden_states(model, ids_T.unsqueeze(0), documents)
-        nats += float(summed_cross_entropy(hidden[0], labels_T, head=head, finish=finish))
+        chosen = ordered[part]
+        batch = packed([row.ids for row in chosen], [row.trained for row in chosen], n_bytes=sum(row.n_bytes for row in chosen),
+                       device=model.device)
+        hidden = hidden_states(model, batch.ids_1T, batch.documents)
+        nats += float(summed_cross_entropy(hidden[0], batch.labels_T, head=head, finish=finish))
+        n_bytes += batch.n_bytes
     model.train(training)
-    return bits_per_byte(nats, sum(row.n_bytes for row in rows))
-
-
-def _labels(row: EncodedRow) -> Iterator[int]:
-    """What each place of a row is to predict: the next token, if that is trained."""
-    for token, trained in zip(row.ids[1:], row.trained[1:], strict=True):
-        yield token if trained else IGNORE
-    yield IGNORE
+    return bits_per_byte(nats, n_bytes)
 
 
 @dataclass(frozen=True, slots=True)

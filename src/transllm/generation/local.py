@@ -63,7 +63,7 @@ class LocalEngine:
         for number, prompt in enumerate(prompts):
             if not prompt or len(prompt) >= self._context:
                 raise ModelError(f"Prompt {number} has {len(prompt)} tokens; the model takes 1 to {self._context - 1}. Shorten it.")
-        seeds = _seeds(prompts, sampling.seed)
+        seeds = _seeds(prompts, sampling.seed) if sampling.temperature else [0] * len(prompts)
         # Longest first: memory peaks at the start, where it is noticed, and like lengths share a batch.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(order), self._batch_size):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from transllm.errors import TrainingError
@@ -86,18 +87,21 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> li
 def batches_of(rows: Rows, bins: Sequence[Sequence[int]], *, device: torch.device) -> Iterator[Packed]:
     """Build bins one at a time."""
     for members in bins:
-        ids: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        for number in members:
-            span = slice(int(rows.offsets[number]), int(rows.offsets[number + 1]))
-            row_ids, trained = np.asarray(rows.ids[span]), np.asarray(rows.trained[span])
-            ids.append(row_ids)
-            labels.append(np.append(np.where(trained[1:], row_ids[1:], IGNORE), IGNORE))
-        labels_T = torch.from_numpy(np.concatenate(labels)).long()
-        yield Packed(
-            ids_1T=torch.from_numpy(np.concatenate(ids)).long().unsqueeze(0).to(device),
-            labels_T=labels_T.to(device),
-            documents=Documents([len(row) for row in ids], device=device),
-            labels=int((labels_T != IGNORE).sum()),
-            n_bytes=int(sum(int(rows.n_bytes[number]) for number in members)),
-        )
+        spans = [slice(int(rows.offsets[number]), int(rows.offsets[number + 1])) for number in members]
+        yield packed([rows.ids[span] for span in spans], [rows.trained[span] for span in spans],
+                     n_bytes=sum(int(rows.n_bytes[number]) for number in members), device=device)
+
+
+def packed(ids: Sequence[ArrayLike], trained: Sequence[ArrayLike], *, n_bytes: int, device: torch.device) -> Packed:
+    """Rows in a line; for each row its ids, and which of them are learned."""
+    rows = [np.asarray(row) for row in ids]
+    masks = [np.asarray(mask, dtype=np.bool_) for mask in trained]
+    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE) for row, mask in zip(rows, masks, strict=True)]
+    labels_T = torch.from_numpy(np.concatenate(labels)).long()
+    return Packed(
+        ids_1T=torch.from_numpy(np.concatenate(rows)).long().unsqueeze(0).to(device),
+        labels_T=labels_T.to(device),
+        documents=Documents([len(row) for row in rows], device=device),
+        labels=int((labels_T != IGNORE).sum()),
+        n_bytes=n_bytes,
+    )
