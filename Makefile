@@ -29,7 +29,7 @@ define install
 	@if [ -e $(VENV)/.installing ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		echo "Making the environment $(VENV)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
 	@touch $(VENV)/.installing
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(1)'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '$(1)'
 	@rm -f $(VENV)/.installing
 	@touch $@
 endef

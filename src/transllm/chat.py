@@ -1,4 +1,4 @@
-"""Talk to a transformed model over many turns: the chain is followed, history is kept in English, missing markers are mended."""
+"""Talk to a transformed model over many turns: answers are guided along the chain, history is kept in English."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 
 from transllm.data.language import is_language
 from transllm.errors import RunError
-from transllm.generation import LOOP, Engine, LocalEngine, Sampling, TextStream
+from transllm.generation import Engine, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
-from transllm.tcot import Chain, Kind, Message, Renderer, parse, repaired
+from transllm.tcot import Message, Renderer, parse, what_was_overruled
 from transllm.tokenizer import SpanTokenizer
-
-_MENDS = 3  # a chain has three markers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class Reply:
         answer_en: the answer in English.
         answer: the answer that is shown.
         kind: what the model wrote.
-        problems: what was wrong with the chain, mended or not.
+        problems: where the chain had to be guided, and what is wrong with it all the same.
         tokens: tokens written.
         seconds: time taken.
     """
@@ -72,29 +70,23 @@ class Chat:
         """
         started = time.monotonic()
         english = is_language(text, "en", threshold=0.8)
-        prompt = self._prompt(text, english=english)
-        ids: list[int] = []
-        problems: list[str] = []
+        markers, stop_ids = self._spans.markers, self._renderer.stop_ids
+        # Who names English asks for a translation, and may have it.
+        guide = self._renderer.guide(self._max_new_tokens, chain=not english and "english" not in text.casefold())
+        sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide)
         viewer = _Viewer(self._spans, stream)
-        for _ in range(_MENDS + 1):
-            ids = self._go_on(prompt, ids, viewer)
-            chain = parse(ids, markers=self._spans.markers, stop_ids=self._renderer.stop_ids)
-            mended = self._mend(ids, chain, text=text, english=english)
-            if mended is None:
-                break
-            problems.append(chain.problem or f"answered with {chain.kind.value}")
-            ids = mended
-            viewer.restart(ids)
+        (made,) = self._engine.generate([self._prompt(text, english=english)], sampling=sampling,
+                                        on_token=lambda _, token: viewer.add(token))
+        chain = parse(made.ids, markers=markers, stop_ids=stop_ids)
         viewer.close()
         if not viewer.shown and stream is not None:  # an answer without a marker: only its end tells that it is one
             stream(self._spans.decode(chain.answer).strip())
-        if chain.problem:
-            problems.append(chain.problem)
+        problems = what_was_overruled(made.ids, made.overruled, markers=markers, stop_ids=stop_ids)
         decode = self._spans.decode
         query_en = decode(chain.query_en).strip() or text
         answer = decode(chain.answer).strip()
-        reply = Reply(text, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value, tuple(problems), len(ids),
-                      time.monotonic() - started)
+        reply = Reply(text, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value,
+                      (*problems, chain.problem) if chain.problem else problems, len(made.ids), time.monotonic() - started)
         self.history.append(reply)
         return reply
 
@@ -107,22 +99,6 @@ class Chat:
             if not turns or len(ids) + self._max_new_tokens <= self._context:
                 return ids
             turns.pop(0)
-
-    def _go_on(self, prompt: list[int], ids: list[int], viewer: _Viewer) -> list[int]:
-        room = self._max_new_tokens - len(ids)
-        if room <= 0:
-            return ids
-        sampling = Sampling(room, stop_ids=self._renderer.stop_ids, loop=LOOP)
-        made = next(iter(self._engine.generate([[*prompt, *ids]], sampling=sampling, on_token=lambda _, token: viewer.add(token))))
-        return [*ids, *made.ids]
-
-    def _mend(self, ids: list[int], chain: Chain, *, text: str, english: bool) -> list[int] | None:
-        """Ids to go on from if the chain lacks a marker."""
-        if english and chain.kind is Kind.PLAIN:
-            return None  # the original's own form of an English answer
-        if chain.kind is Kind.TO_ENGLISH and "english" in text.casefold():
-            return None  # who names English asks for a translation, and has it
-        return repaired(ids, markers=self._spans.markers, stop_ids=self._renderer.stop_ids)
 
 
 class _Viewer:
@@ -143,12 +119,6 @@ class _Viewer:
             self.shown = self.shown or opens
         elif self._stream is not None:
             self._stream.add(token)
-
-    def restart(self, ids: list[int]) -> None:
-        """What was written is now these ids."""
-        self._markers, self._stream = [], None
-        for token in ids:
-            self.add(token)
 
     def close(self) -> None:
         if self._stream is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.generation import Generated, LocalEngine, Sampling
-from transllm.generation.local import _in_a_loop
 
 Make = Callable[..., PreTrainedModel]
 KINDS = ["tied", "padded", "sliding", "gemma2"]
@@ -169,23 +168,28 @@ def test_prompts_may_have_limits_of_their_own(make_chat_model: Make) -> None:
     assert [one.ids for one in found] == [one.ids[:limit] for one, limit in zip(free, limits, strict=True)]
 
 
-@pytest.mark.parametrize(("ids", "times", "looping"), [
-    ([5, 6, 7, 8] * 4, 4, True),
-    ([1, 2, 3, *[5, 6, 7, 8] * 4], 4, True),
-    ([5, 6, 7, 8] * 3 + [5, 6, 7], 4, False),  # not yet
-    ([5, 6, 7, 8] * 4 + [9], 4, False),  # it has left
-    ([5] * 15, 4, False),  # a line of dashes
-    ([5] * 16, 4, True),
-    (list(range(40)) * 4, 4, False),  # a refrain
-    ([5, 6, 7, 8] * 4, 5, False),
-])
-def test_a_loop_is_seen(ids: list[int], times: int, looping: bool) -> None:
-    assert _in_a_loop(ids, times) is looping
-
-
-def test_an_answer_in_a_loop_is_cut(make_chat_model: Make) -> None:
+def test_a_guide_has_the_last_word(make_chat_model: Make) -> None:
+    """The token that it writes is the one that the model goes on from, and what the model had chosen is noted at its place."""
     model = make_chat_model("untied")
-    torch.nn.init.zeros_(model.get_output_embeddings().weight)  # the likeliest is always id 0
-    found = _all(LocalEngine(model, pad_id=0), [[3, 4], [5]], Sampling(100, loop=4))
-    assert [(len(row.ids), row.finish) for row in found] == [(16, "length")] * 2
-    assert {len(row.ids) for row in _all(LocalEngine(model, pad_id=0), [[3, 4]], Sampling(100))} == {100}
+    prompts = _prompts()
+    free = {row.index: row.ids for row in _all(LocalEngine(model, pad_id=0), prompts, Sampling(6))}
+    seen: list[tuple[tuple[int, ...], int]] = []
+
+    def guide(ids: Sequence[int], token: int) -> int:
+        seen.append((tuple(ids), token))
+        return 7 if len(ids) == 2 else token
+
+    for batch_size in (1, 2, len(prompts)):
+        seen.clear()
+        for row in _all(LocalEngine(model, pad_id=0, batch_size=batch_size), prompts, Sampling(6, guide=guide)):
+            assert row.ids[:3] == [*free[row.index][:2], 7]
+            assert row.overruled == ({} if free[row.index][2] == 7 else {2: free[row.index][2]})
+            on = [*prompts[row.index], *row.ids[:3]]
+            assert row.ids[3:] == _all(LocalEngine(model, pad_id=0), [on], Sampling(3))[0].ids
+            assert (tuple(row.ids[:5]), row.ids[5]) in seen
+
+
+def test_a_guide_can_end_answers_and_batches_shrink(make_chat_model: Make) -> None:
+    engine = LocalEngine(make_chat_model("untied"), pad_id=0)
+    ends = Sampling(20, stop_ids=frozenset({7}), guide=lambda ids, token: 7 if len(ids) == 1 + len(ids) % 2 * 4 else token)
+    assert {(row.ids[-1], row.finish) for row in _all(engine, _prompts(), ends)} == {(7, "stop")}

@@ -1,4 +1,4 @@
-"""Parsing: any ids give a result; only whole chains are well formed; what lacks a marker is mended."""
+"""Parsing: any ids give a result; only whole chains are well formed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transllm.tcot import Chain, Kind, Renderer, parse, repaired
+from transllm.tcot import Chain, Kind, Renderer, parse
 from transllm.tokenizer import Markers, SpanTokenizer
 
 E, R, T, STOP, EOS = 10, 11, 12, 13, 14
@@ -17,10 +17,6 @@ TEXT = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 
 def _parse(ids: list[int]) -> Chain:
     return parse(ids, markers=MARKERS, stop_ids=STOPS)
-
-
-def _repaired(ids: list[int]) -> list[int] | None:
-    return repaired(ids, markers=MARKERS, stop_ids=STOPS)
 
 
 @given(st.lists(st.one_of(st.integers(0, 20), st.integers(-(2**40), 2**40))))
@@ -35,8 +31,6 @@ def test_any_ids_give_a_chain(ids: list[int]) -> None:
         body = ids[: next(place for place, token in enumerate(ids) if token in STOPS)]
         assert body == [E, *chain.query_en, R, *chain.answer_en, T, *chain.answer]
         assert chain.query_en and chain.answer_en and chain.answer
-    mended = _repaired(ids)
-    assert mended is None or (mended[-1] in {E, R, T} and chain.ended and not chain.well_formed)
 
 
 @given(TEXT, TEXT, TEXT, st.sampled_from([STOP, EOS]), st.lists(st.integers(0, 20)))
@@ -45,7 +39,7 @@ def test_a_whole_chain_and_every_truncation_of_it(query: list[int], english: lis
     whole = [E, *query, R, *english, T, *answer, end]
     chain = _parse([*whole, *rest])
     assert chain == Chain(Kind.CHAIN, tuple(query), tuple(english), tuple(answer), True, "")
-    assert chain.well_formed and _repaired(whole) is None
+    assert chain.well_formed
     for length in range(len(whole)):
         cut = _parse(whole[:length])
         assert not cut.well_formed and not cut.ended and cut.problem
@@ -54,7 +48,6 @@ def test_a_whole_chain_and_every_truncation_of_it(query: list[int], english: lis
         assert cut.query_en == tuple(query[: max(0, length - 1)])
         assert cut.answer == (tuple(query[: max(0, length - 1)]) if cut.kind is Kind.TO_ENGLISH else
                               tuple(answer[: max(0, length - len(query) - len(english) - 3)]))
-        assert _repaired(whole[:length]) is None, "what was cut by length is not mended"
 
 
 @pytest.mark.parametrize(("ids", "kind", "answer", "problem"), [
@@ -84,23 +77,6 @@ def test_kinds_and_problems(ids: list[int], kind: Kind, answer: tuple[int, ...],
 def test_best_effort_of_markers_out_of_order() -> None:
     chain = _parse([T, 1, R, 2, E, 3, R, 4, T, 5, STOP])
     assert (chain.query_en, chain.answer_en, chain.answer) == ((3,), (2,), (5,))
-
-
-@pytest.mark.parametrize(("ids", "expected"), [
-    ([1, 2, STOP], [E]),
-    ([STOP], [E]),
-    ([E, 1, STOP], [E, 1, R]),
-    ([E, 1, R, 2, EOS, 7], [E, 1, R, 2, T]),
-    ([E, STOP], None),
-    ([E, 1, R, STOP], None),
-    ([R, 1, STOP], None),
-    ([T, 1, STOP], None),
-    ([E, 1, T, 2, STOP], None),
-    ([1, 2], None),
-    ([E, 1, R, 2], None),
-])
-def test_what_to_go_on_from(ids: list[int], expected: list[int] | None) -> None:
-    assert _repaired(ids) == expected
 
 
 def test_rendered_chains_parse(tiny_spans: SpanTokenizer) -> None:

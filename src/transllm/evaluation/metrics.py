@@ -127,9 +127,9 @@ class StageMetrics:
     same_next_token: float | None = None
     """Share (0 to 1) of positions of these answers where both models think the same token most likely."""
     tcot_well_formed: float | None = None
-    """Share (0 to 1) of answers to target-language queries that hold all markers in order, uncut."""
+    """Share (0 to 1) of answers to target-language queries that hold all markers in order, uncut, without a guide's help."""
     answer_in_target: float | None = None
-    """Share (0 to 1) of shown answers that are in the target language."""
+    """Share (0 to 1) of answers that are in the target language, as chat shows them: guided along the chain where they stray."""
     tokens_per_answer: float | None = None
     """Mean tokens generated for one answer, chain included."""
     seconds_per_answer: float | None = None

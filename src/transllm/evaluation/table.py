@@ -62,7 +62,7 @@ FIGURES = (
     Figure("chrfpp_target_en", "Translation", "chrF++, {target} to English", "points", "higher", 1, "absolute", 0.5),
     Figure("bleu_en_target", "Translation", "BLEU, English to {target}", "points", "higher", 1, "absolute", 0.5),
     Figure("bleu_target_en", "Translation", "BLEU, {target} to English", "points", "higher", 1, "absolute", 0.5),
-    Figure("tcot_well_formed", "{target} chat", "well-formed chains", "share", "higher", 1, "absolute", 0.01, 0.0),
+    Figure("tcot_well_formed", "{target} chat", "chains well-formed unguided", "share", "higher", 1, "absolute", 0.01, 0.0),
     Figure("answer_in_target", "{target} chat", "answers in {target}", "share", "higher", 1, "absolute", 0.01),
     Figure("bits_per_byte_english", "English kept", "English bits per byte", "bits/byte", "lower", 3, "relative", 0.05),
     Figure("kl_to_original", "English kept", "KL to the original", "nats/token", "lower", 3, "absolute", 0.01, 0.0),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-LOOP = 4
-"""Times that chat and evaluation let the end of an answer say the same."""
+Guide = Callable[[Sequence[int], int], int]
+"""Sees what an answer says so far and the token that the model chose next; returns the token to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Sampling:
         top_p: sample from the smallest set of tokens with this share of the probability.
         stop_ids: ids that end an answer; the one met is part of the result.
         seed: of the sampling.
-        loop: an answer whose end says the same so many times over is cut: a small model never leaves such a loop. 0 lets it run.
+        guide: may write another token than the model chose.
     """
 
     max_new_tokens: int
@@ -28,7 +28,7 @@ class Sampling:
     top_p: float = 1.0
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
-    loop: int = 0
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,14 @@ class Generated:
     Attributes:
         index: number of its prompt.
         ids: what was written, with the stop id if one was met.
-        finish: "stop" at a stop id, "length" if it was cut, for its length or in a loop.
+        finish: "stop" at a stop id, "length" if it was cut.
+        overruled: by place, the tokens that the model had chosen where the guide wrote others.
     """
 
     index: int
     ids: list[int]
     finish: Literal["stop", "length"]
+    overruled: dict[int, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):

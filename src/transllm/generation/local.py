@@ -20,10 +20,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.generation.cache import make_cache
-from transllm.generation.engine import Generated, Sampling
+from transllm.generation.engine import Generated, Guide, Sampling
 
-_LONGEST_LOOP = 32  # tokens that are said again
-_SHORTEST_LOOP = 16  # tokens of all the times together
 _NUCLEUS = 1024
 
 
@@ -33,6 +31,7 @@ class _Row:
     left: int
     seed: int
     ids: list[int] = field(default_factory=list)
+    overruled: dict[int, int] = field(default_factory=dict)
 
 
 class LocalEngine:
@@ -80,6 +79,8 @@ class LocalEngine:
         draws = _draws(rows).to(self._model.device) if sampling.temperature else None
         for step in count():
             last = self._choose(logits, sampling, draws[:, step] if draws is not None else None)
+            if sampling.guide is not None:
+                last = _guided(rows, last, sampling.guide)
             yield from self._collect(rows, last, sampling, on_token)
             alive = [place for place, row in enumerate(rows) if row.left > 0]
             if not alive:
@@ -135,9 +136,19 @@ class LocalEngine:
             row.left -= 1
             if on_token is not None:
                 on_token(row.index, token)
-            if token in sampling.stop_ids or row.left == 0 or (sampling.loop and _in_a_loop(row.ids, sampling.loop)):
+            if token in sampling.stop_ids or row.left == 0:
                 row.left = 0
-                yield Generated(row.index, row.ids, "stop" if token in sampling.stop_ids else "length")
+                yield Generated(row.index, row.ids, "stop" if token in sampling.stop_ids else "length", row.overruled)
+
+
+def _guided(rows: Sequence[_Row], last_B: Tensor, guide: Guide) -> Tensor:
+    """The tokens to write (B,), where the model chose others noted in the rows."""
+    chosen = last_B.tolist()
+    written = [guide(row.ids, token) if row.left > 0 else token for row, token in zip(rows, chosen, strict=True)]
+    for row, token, instead in zip(rows, chosen, written, strict=True):
+        if instead != token:
+            row.overruled[len(row.ids)] = token
+    return last_B.new_tensor(written)
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
@@ -164,12 +175,3 @@ def _inverse(weights_BV: Tensor, draws_B: Tensor) -> Tensor:
     total = sums[:, -1]
     sought = torch.minimum(draws_B * total, torch.nextafter(total, total.new_zeros(())))
     return torch.searchsorted(sums, sought.unsqueeze(-1), right=True).squeeze(-1)
-
-
-def _in_a_loop(ids: list[int], times: int) -> bool:
-    """Whether the end is one run of tokens over and over, so many times, and long enough to be no line of dashes."""
-    for length in range(1, min(_LONGEST_LOOP, len(ids) // times) + 1):
-        span = length * max(times, -(-_SHORTEST_LOOP // length))
-        if len(ids) >= span and ids[-1] == ids[-1 - length] and ids[-span:] == ids[-length:] * (span // length):
-            return True
-    return False

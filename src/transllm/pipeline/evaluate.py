@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from transllm.errors import DataError
 from transllm.evaluation.metrics import Metrics, StageMetrics, bleu_tokenizer, share, translation_scores
 from transllm.evaluation.scoring import divergence, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.generation import LOOP, LocalEngine, Sampling
+from transllm.generation import Generated, LocalEngine, Sampling
 from transllm.model import compute_dtype, default_device, enable_packed, load_folder, load_merged, place
 from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
-from transllm.tcot import Message, parse
+from transllm.tcot import Message, parse, what_was_overruled
 from transllm.translation import SelfTranslator
 
 MODELS = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
@@ -201,41 +201,48 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
         messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
-        replies = _generate(context, engine, messages, longest, f"{name}: translating")
-        found[direction] = [context.spans.decode(parse(ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
-                            for ids in replies]
+        limits = [16 + 4 * len(context.spans.encode_target(text)) for text in texts]
+        replies = _generate(context, engine, messages, Sampling(longest, guide=renderer.guide(longest, chain=False)),
+                            f"{name}: translating", limits=limits)
+        found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
+                            for made in replies]
     return found
 
 
-def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], longest: int, label: str, *,
-              loop: int = 0) -> list[list[int]]:
-    """Greedy replies to single user messages, in order."""
+def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], sampling: Sampling, label: str, *,
+              limits: Sequence[int] | None = None) -> list[Generated]:
+    """Replies to single user messages, in order."""
     prompts = [context.renderer.prompt([message]) for message in messages]
-    replies: list[list[int]] = [[] for _ in prompts]
+    replies: dict[int, Generated] = {}
     with context.progress.task(label, len(prompts), "answers") as bar:
-        for made in engine.generate(prompts, sampling=Sampling(longest, stop_ids=context.renderer.stop_ids, loop=loop)):
-            replies[made.index] = made.ids
+        for made in engine.generate(prompts, sampling=replace(sampling, stop_ids=context.renderer.stop_ids), limits=limits):
+            replies[made.index] = made
             bar.advance(1)
-    return replies
+    return [replies[number] for number in range(len(prompts))]
 
 
 def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
               original: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answers to unseen target-language queries, as they come: a missing marker is not mended here. An answer in a loop counts as cut."""
-    spans, code = context.spans, context.recipe.target.code
+    """Answers to unseen target-language queries, as chat would show them; well formed is only what needed no guiding."""
+    spans, code, room = context.spans, context.recipe.target.code, context.recipe.evaluate.max_new_tokens
+    markers, stop_ids = spans.markers, context.renderer.stop_ids
     messages = [Message("user", query, "english" if original else "target") for query in queries]
     started = time.monotonic()
-    replies = _generate(context, engine, messages, context.recipe.evaluate.max_new_tokens, "answering queries", loop=LOOP)
+    replies = _generate(context, engine, messages, Sampling(room, guide=context.renderer.guide(room, chain=not original)),
+                        "answering queries")
     seconds = time.monotonic() - started
     rows, formed, in_target = [], [], []
-    for query, ids in zip(queries, replies, strict=True):
-        chain = parse(ids, markers=spans.markers, stop_ids=context.renderer.stop_ids)
+    for query, made in zip(queries, replies, strict=True):
+        chain = parse(made.ids, markers=markers, stop_ids=stop_ids)
         texts = {key: spans.decode(getattr(chain, key)).strip() for key in ("query_en", "answer_en", "answer")}
-        formed.append(chain.well_formed)
+        problems = [*what_was_overruled(made.ids, made.overruled, markers=markers, stop_ids=stop_ids)]
+        problems += [chain.problem] if chain.problem else []
+        formed.append(chain.well_formed and not made.overruled)
         in_target.append(bool(texts["answer"]) and is_language(texts["answer"], code))
-        rows.append({"query": query, **texts, "kind": chain.kind.value, "problem": "" if original else chain.problem, "tokens": len(ids)})
+        rows.append({"query": query, **texts, "kind": chain.kind.value, "problem": "" if original else "; ".join(problems),
+                     "tokens": len(made.ids)})
     return rows, {"tcot_well_formed": share(formed), "answer_in_target": share(in_target),
-                  "tokens_per_answer": sum(map(len, replies)) / len(replies), "seconds_per_answer": seconds / len(replies)}
+                  "tokens_per_answer": sum(len(made.ids) for made in replies) / len(replies), "seconds_per_answer": seconds / len(replies)}
 
 
 def _samples(folder: Path, material: _Material) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
@@ -72,10 +72,15 @@ def finetune(context: Context) -> Result:
         share = 1 - stage.recovery - stage.translation
         recovered = recovery_rows(context.run)
         pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
-        made = [("chain", _chain_row(context.renderer, row)) for row in chains]
+        made = [("chain", _chain_row(context.renderer, row, after=chains[number - 1] if _falls(number, stage.history) else None))
+                for number, row in enumerate(chains)]
         made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]
-        made += [("translation", _instruction_row(context, pair, number))
-                 for number, pair in enumerate(pairs[: round(len(chains) * stage.translation / share)])]
+        asked = round(len(chains) * stage.translation / share)
+        into_target = round(asked * stage.to_target)
+        made += [("translation", _instruction_row(context, pair, number, to="target"))
+                 for number, pair in enumerate(pairs[:into_target])]
+        made += [("translation", _instruction_row(context, pair, number, to="english"))
+                 for number, pair in enumerate(pairs[into_target:asked])]
         for kind, row in made:
             kind = kind if len(row.ids) <= stage.sequence_length else "too long"
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -165,23 +170,28 @@ def pair_row(renderer: Renderer, pair: Mapping[str, str], *, to: str, source_los
     return EncodedRow(ids, trained, len((spans[1].text + (spans[0].text if source_loss else "")).encode()))
 
 
-def _chain_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
+def _falls(number: int, share: float) -> bool:
+    """Whether a row is one of its share, spread evenly."""
+    return int((number + 1) * share) > int(number * share)
+
+
+def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: dict[str, Any] | None) -> EncodedRow:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
-    return _conversation(renderer, Message("user", row["query"], "target"), spans)
+    turns = [Message("user", after["query_en"]), Message("assistant", after["answer_en"])] if after is not None else []
+    return _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
 
 
 def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
     # An answer that was cut teaches all its words, and no end.
-    return _conversation(renderer, Message("user", row["prompt"]), renderer.recovery(row["answer"]), end=row["finish"] == "stop")
+    return _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
 
 
-def _instruction_row(context: Context, pair: dict[str, Any], number: int) -> EncodedRow:
+def _instruction_row(context: Context, pair: dict[str, Any], number: int, *, to: Literal["target", "english"]) -> EncodedRow:
     renderer, language = context.renderer, context.recipe.target
-    if number % 2:
-        return _conversation(renderer, to_target(pair["english"], language, number), renderer.translation(pair["target"], to="target"))
-    return _conversation(renderer, to_english(pair["target"], language, number), renderer.translation(pair["english"], to="english"))
+    message = to_target(pair["english"], language, number) if to == "target" else to_english(pair["target"], language, number)
+    return _conversation(renderer, [message], renderer.translation(pair[to], to=to))
 
 
-def _conversation(renderer: Renderer, message: Message, spans: Sequence[Span], *, end: bool = True) -> EncodedRow:
-    ids, trained = renderer.row([message], spans, end=end)
+def _conversation(renderer: Renderer, messages: Sequence[Message], spans: Sequence[Span], *, end: bool = True) -> EncodedRow:
+    ids, trained = renderer.row(messages, spans, end=end)
     return EncodedRow(ids, trained, sum(len(span.text.encode()) for span in spans))

@@ -105,7 +105,7 @@ def _clause(row: Row, table: Table, target: str) -> str:
         return f"an answer takes {amount[1:] + ' times the' if times else amount + ' ' + more} {unit}"
     return {
         "answer_in_target": f"{shown} of answers are in {target} (before: {before})",
-        "tcot_well_formed": f"{shown} of chains are well-formed (before: {before})",
+        "tcot_well_formed": f"{shown} of chains are well-formed without guidance (before: {before})",
         "kl_to_original": f"English answers moved {shown} nats a token away from the original's",
         "same_next_token": f"the next token of English answers is the original's in {shown} of places (before: {before})",
     }[row.key]

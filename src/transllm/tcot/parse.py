@@ -90,24 +90,6 @@ def parse(ids: Sequence[int], *, markers: Markers, stop_ids: Collection[int]) ->
     return Chain(Kind.MALFORMED, *_best_effort(form, parts), ended, f"markers in the order {form}")
 
 
-def repaired(ids: Sequence[int], *, markers: Markers, stop_ids: Collection[int]) -> list[int] | None:
-    """What to go on generating from when a chain lacks a marker; None where there is nothing to mend.
-
-    The chain is continued after the missing marker, as the paper's authors do for the few second turns that lose one.
-    """
-    chain = parse(ids, markers=markers, stop_ids=stop_ids)
-    if not chain.ended:
-        return None
-    body = list(ids[: next(place for place, token in enumerate(ids) if token in stop_ids)])
-    if chain.kind is Kind.PLAIN:
-        return [markers.english]
-    if chain.kind is Kind.TO_ENGLISH and chain.query_en:
-        return [*body, markers.response]
-    if chain.kind is Kind.MALFORMED and chain.query_en and chain.answer_en and not chain.answer:
-        return [*body, markers.target]
-    return None
-
-
 def _best_effort(form: str, parts: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """First English span, first answer and last target span of a malformed chain, as far as there are any."""
     def first(kind: str) -> tuple[int, ...]:

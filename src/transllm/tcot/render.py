@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from transllm.errors import ModelError
+from transllm.tcot.guide import Guide
 from transllm.tokenizer import SpanTokenizer
 
 Language = Literal["english", "target"]
@@ -100,6 +101,10 @@ class Renderer:
         markers = self.spans.markers
         return [Span(markers.english, query_en, "english"), Span(markers.response, answer_en, "english"),
                 Span(markers.target, answer, "target")]
+
+    def guide(self, room: int, *, chain: bool = True) -> Guide:
+        """Keeps an answer of at most ``room`` tokens to its form while it is written."""
+        return Guide(self.spans.markers, self.stop_ids, self.end_id, room, chain)
 
     def recovery(self, answer_en: str) -> list[Span]:
         """The span of an English answer to an English query."""

@@ -1,0 +1,66 @@
+"""The rows of fine-tuning: chains with and without a history, and translations asked for in all words and both directions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transllm import load_recipe
+from transllm.pipeline import transform
+from transllm.pipeline.instructions import to_english, to_target
+from transllm.tokenizer import SpanTokenizer
+from transllm.training import Rows
+
+
+@pytest.fixture(scope="module")
+def made(home: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to *finetune*, with many translations."""
+    folder = tmp_path_factory.mktemp("rows")
+    mine = home.at(folder / "home")
+    mine.write(pretrain={"tokens": 0}, bitext={"tokens": 500},
+               finetune={"translation": 0.8, "recovery": 0.1, "to_target": 0.75, "history": 0.5, "tokens": 300,
+                         "sequence_length": 256, "micro_tokens": 256, "batch_tokens": 256})
+    return transform(load_recipe(mine.recipe), runs=folder / "runs", until="finetune").folder
+
+
+def _texts(run: Path) -> list[tuple[str, str]]:
+    """Prompt and trained text of each row, with the markers as text."""
+    spans, rows = SpanTokenizer.load(run / "extend"), Rows.open(run / "finetune" / "rows")
+    found = []
+    for number in range(len(rows)):
+        row = rows.row(number)
+        start = row.trained.index(True)
+        found.append((spans.extended.decode(row.ids[:start]), spans.extended.decode(row.ids[start:])))
+    return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_share_of_chains_follows_an_earlier_turn_in_english(made: Path) -> None:
+    chains = _lines(made / "bridge" / "chains.jsonl")
+    turns = {f"user\n{row['query_en'].strip()}<|im_end|>\n<|im_start|>assistant\n{row['answer_en'].strip()}<|im_end|>\n":
+             row["query"].strip() for row in chains}
+    prompts = [prompt for prompt, said in _texts(made) if said.startswith("<EN>") and "<RESPONSE>" in said]
+    long = [prompt for prompt in prompts if prompt.count("<|im_start|>user") == 2]
+    assert len(prompts) == len(chains) and len(long) == len(chains) // 2 > 1
+    for prompt in long:
+        (before,) = [query for turn, query in turns.items() if prompt.startswith(f"<|im_start|>{turn}")][:1]
+        assert not prompt.endswith(f"user\n{before}<|im_end|>\n<|im_start|>assistant\n"), "its own turn is no history of it"
+
+
+def test_translations_are_asked_for_in_all_words_and_both_directions(made: Path, home: Any) -> None:
+    pairs = _lines(made / "prepare" / "pairs.train.jsonl")
+    language = load_recipe(home.recipe).target
+    asked = {f"<|im_start|>user\n{message.content}<|im_end|>\n<|im_start|>assistant\n": (to, number)
+             for pair in pairs for number in range(6)
+             for to, message in (("target", to_target(pair["english"], language, number)),
+                                 ("english", to_english(pair["target"], language, number)))}
+    found = [asked[prompt] for prompt, said in _texts(made) if prompt in asked]
+    into_target = [number for to, number in found if to == "target"]
+    assert len(found) > 40 and len(into_target) == round(0.75 * len(found))
+    assert set(into_target) == set(range(6)) == {number for to, number in found if to == "english"}

@@ -1,0 +1,117 @@
+"""The guide: whatever a model chooses, the answer comes out as a chain, and a chain that is one already is left alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transllm.tcot import Guide, Kind, parse, what_was_overruled
+from transllm.tcot.guide import in_a_loop
+from transllm.tokenizer import Markers
+
+E, R, T, STOP, EOS = 10, 11, 12, 13, 14
+MARKERS = Markers(E, R, T)
+STOPS = frozenset({STOP, EOS})
+TEXT = st.lists(st.integers(0, 9), min_size=1, max_size=4)
+
+
+def _write(chosen: list[int], *, room: int = 100, chain: bool = True) -> tuple[list[int], dict[int, int]]:
+    """What comes of these choices; when they run out the model wants to end."""
+    guide = Guide(MARKERS, STOPS, STOP, room, chain)
+    ids: list[int] = []
+    overruled: dict[int, int] = {}
+    for place in range(room):
+        token = chosen[place] if place < len(chosen) else STOP
+        written = guide(ids, token)
+        if written != token:
+            overruled[place] = token
+        ids.append(written)
+        if written in STOPS:
+            break
+    return ids, overruled
+
+
+@given(st.lists(st.integers(0, 14), max_size=60), st.integers(12, 80))
+def test_any_choices_make_a_chain_or_a_translation(chosen: list[int], room: int) -> None:
+    ids, overruled = _write(chosen, room=room)
+    chain = parse(ids, markers=MARKERS, stop_ids=STOPS)
+    assert chain.kind in (Kind.CHAIN, Kind.TO_TARGET), "and so there is something to show"
+    assert chain.problem in ("", "cut", "empty span")
+    assert all(ids[place] in {E, R, T, STOP} for place in overruled), "only markers and the end are ever put in"
+    wrote = [token for place, token in enumerate(ids) if place not in overruled]
+    assert wrote == [token for place, token in enumerate([*chosen, *[STOP] * room][: len(ids)]) if place not in overruled]
+
+
+@given(TEXT, TEXT, TEXT, st.sampled_from([STOP, EOS]))
+def test_a_chain_is_left_alone(query: list[int], english: list[int], answer: list[int], end: int) -> None:
+    whole = [E, *query, R, *english, T, *answer, end]
+    assert _write(whole) == (whole, {})
+    assert _write(whole, chain=False) == (whole, {})
+
+
+@pytest.mark.parametrize(("chosen", "written", "chain"), [
+    ([1, 2, STOP], [E, 2, R], True),  # no marker at all
+    ([STOP, 1], [E, 1], True),
+    ([R, 1, STOP], [E, 1, R], True),  # straight to an English answer, which the user did not ask for
+    ([E, 1, STOP, 2], [E, 1, R, 2], True),
+    ([E, 1, T, 2], [E, 1, R, 2], True),
+    ([E, 1, R, 2, EOS, 3, STOP], [E, 1, R, 2, T, 3, STOP], True),
+    ([E, 1, R, 2, R, 3, STOP], [E, 1, R, 2, T, 3, STOP], True),  # the same step again
+    ([E, 1, R, 2, T, 3, T, 4], [E, 1, R, 2, T, 3, STOP], True),
+    ([T, 1, 2, STOP], [T, 1, 2, STOP], True),  # a translation was asked for
+    ([T, 1, R], [T, 1, STOP], True),
+    ([1, 2, EOS], [1, 2, EOS], False),
+    ([1, 2, E], [1, 2, STOP], False),
+    ([R, 1, STOP], [R, 1, STOP], False),
+    ([R, 1, R], [R, 1, STOP], False),
+    ([E, 1, STOP], [E, 1, STOP], False),
+    ([E, 1, T, 2], [E, 1, R, 2], False),
+    ([E, 1, R, 2, STOP], [E, 1, R, 2, T], False),
+    ([STOP], [STOP], False),
+])
+def test_steps(chosen: list[int], written: list[int], chain: bool) -> None:
+    ids, overruled = _write(chosen, chain=chain)
+    assert ids[: len(written)] == written
+    noted = {place: token for place, token in overruled.items() if place < len(written)}
+    assert noted == {place: chosen[place] for place, token in enumerate(written) if place < len(chosen) and chosen[place] != token}
+
+
+def test_hidden_steps_leave_room_for_the_one_that_is_shown() -> None:
+    endless = [E, *range(10)] * 1 + [number % 10 if number % 7 else number % 9 for number in range(200)]
+    ids, overruled = _write(endless, room=80)
+    chain = parse(ids, markers=MARKERS, stop_ids=STOPS)
+    assert chain.kind is Kind.CHAIN and len(overruled) == 2
+    assert len(chain.query_en) <= 20 and len(chain.query_en) + len(chain.answer_en) <= 36 and len(chain.answer) >= 40
+
+
+def test_a_loop_gives_way_to_the_next_step() -> None:
+    loop = [5, 6, 7, 8]
+    ids, overruled = _write([E, 1, R, *loop * 20], room=1000)
+    assert ids[: 3 + 16] == [E, 1, R, *loop * 3, 5, 6, 7, T]
+    assert overruled[18] == 8
+    ids, _ = _write([E, 1, R, 2, T, *loop * 20], room=1000)
+    assert ids == [E, 1, R, 2, T, *loop * 3, 5, 6, 7, STOP]
+    ids, _ = _write(loop * 20, room=1000, chain=False)
+    assert ids == [*loop * 3, 5, 6, 7, STOP]
+
+
+@pytest.mark.parametrize(("ids", "looping"), [
+    ([5, 6, 7, 8] * 4, True),
+    ([1, 2, 3, *[5, 6, 7, 8] * 4], True),
+    ([5, 6, 7, 8] * 3 + [5, 6, 7], False),  # not yet
+    ([5, 6, 7, 8] * 4 + [9], False),  # it has left
+    ([5] * 15, False),  # a line of dashes
+    ([5] * 16, True),
+    (list(range(40)) * 4, False),  # a refrain
+    ([], False),
+])
+def test_a_loop_is_seen(ids: list[int], looping: bool) -> None:
+    assert in_a_loop(ids) is looping
+
+
+def test_what_was_overruled_is_said() -> None:
+    ids, overruled = _write([1, 2, STOP, 3, R, 4, E])
+    assert what_was_overruled(ids, overruled, markers=MARKERS, stop_ids=STOPS) == (
+        "wanted more text where the query in English was due", "wanted its end where the answer in English was due",
+        "wanted the answer in English again where the answer was due", "wanted the query in English again where its end was due")
