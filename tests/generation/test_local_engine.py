@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from transllm.errors import ModelError
-from transllm.generation import Generated, LocalEngine, Sampling
+from transllm.generation import Generated, LocalEngine, Sampling, local
 
 Make = Callable[..., PreTrainedModel]
 KINDS = ["tied", "padded", "sliding", "gemma2"]
@@ -193,3 +194,45 @@ def test_a_guide_can_end_answers_and_batches_shrink(make_chat_model: Make) -> No
     engine = LocalEngine(make_chat_model("untied"), pad_id=0)
     ends = Sampling(20, stop_ids=frozenset({7}), guide=lambda ids, token: 7 if len(ids) == 1 + len(ids) % 2 * 4 else token)
     assert {(row.ids[-1], row.finish) for row in _all(engine, _prompts(), ends)} == {(7, "stop")}
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores, and lanes from two rows on."""
+    monkeypatch.setattr(local, "_ROWS_A_LANE", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
+@pytest.mark.usefixtures("side_by_side")
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_lanes_write_what_one_batch_writes(make_chat_model: Make, greedy: Callable[[str], list[list[int]]], batch_size: int) -> None:
+    seen: set[str] = set()
+
+    def on_token(*_: int) -> None:
+        seen.add(threading.current_thread().name)
+
+    engine = LocalEngine(make_chat_model("tied"), pad_id=0, batch_size=batch_size)
+    found = sorted(engine.generate(_prompts(), sampling=Sampling(NEW), on_token=on_token), key=lambda one: one.index)
+    assert [one.ids for one in found] == greedy("tied")
+    assert {"lane_0", "lane_1"} <= seen
+
+
+@pytest.mark.usefixtures("side_by_side")
+def test_lanes_stop_when_nobody_listens_and_tell_of_errors(make_chat_model: Make) -> None:
+    engine = LocalEngine(make_chat_model("tied"), pad_id=0)
+    written = 0
+
+    def on_token(*_: int) -> None:
+        nonlocal written
+        written += 1
+
+    answers = engine.generate(_prompts(), sampling=Sampling(900), limits=[1] + [900] * (len(_prompts()) - 1), on_token=on_token)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert written < 900 and not [one for one in threading.enumerate() if one.name.startswith("lane")]
+
+    def guide(ids: Sequence[int], token: int) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _all(engine, _prompts(), Sampling(3, guide=guide))

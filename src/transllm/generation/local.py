@@ -1,18 +1,21 @@
 """The engine in this process: a transformers model, prompts sorted by length, batches that shrink.
 
 Rows that are done leave the batch as soon as an eighth of them is, so that a few long answers do not make the rest of their
-batch compute for nothing. Each row has random numbers of its own: what is sampled for a prompt does not depend on its company,
-so work that was stopped goes on as if it had not been.
+batch compute for nothing. On a processor the cores share a large batch out among them. Each row has random numbers of its
+own: what is sampled for a prompt does not depend on its company, so work that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
+from queue import SimpleQueue
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -21,13 +24,16 @@ from transformers import DynamicCache, PreTrainedModel
 from transllm.errors import ModelError
 from transllm.generation.cache import make_cache
 from transllm.generation.engine import Generated, Guide, Sampling
+from transllm.lanes import lanes
 
 _NUCLEUS = 1024
+_ROWS_A_LANE = 32  # with fewer, reading the weights once more for each lane costs what the lanes gain
 
 
 @dataclass
 class _Row:
     index: int
+    prompt: Sequence[int]
     left: int
     seed: int
     ids: list[int] = field(default_factory=list)
@@ -67,17 +73,45 @@ class LocalEngine:
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(order), self._batch_size):
             numbers = order[start: start + self._batch_size]
-            rows = [_Row(number, min(sampling.max_new_tokens, self._context - len(prompts[number]),
-                                     limits[number] if limits is not None else sampling.max_new_tokens),
-                         seeds[number]) for number in numbers]
-            yield from self._batch(rows, [prompts[number] for number in numbers], sampling, on_token)
+            rows = [_Row(number, prompts[number], seed=seeds[number], left=min(
+                sampling.max_new_tokens, self._context - len(prompts[number]),
+                limits[number] if limits is not None else sampling.max_new_tokens)) for number in numbers]
+            width = min(torch.get_num_threads(), len(rows) // _ROWS_A_LANE) if self._model.device.type == "cpu" else 1
+            with closing(self._side_by_side(rows, sampling, on_token, width=width) if width > 1 else
+                         self._batch(rows, sampling, on_token)) as made:
+                yield from made
 
-    def _batch(self, rows: list[_Row], prompts: Sequence[Sequence[int]], sampling: Sampling,
-               on_token: Callable[[int, int], None] | None) -> Iterator[Generated]:
+    def _side_by_side(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None, *,
+                      width: int) -> Generator[Generated, None, None]:
+        """Continue one batch in lanes; each takes every so many rows, so that all have prompts of like lengths."""
+        found: SimpleQueue[Generated | None] = SimpleQueue()
+        stop = Event()
+
+        def lane(part: list[_Row]) -> None:
+            try:
+                with torch.inference_mode():  # a thread's own
+                    for made in self._batch(part, sampling, on_token, stop=stop):
+                        found.put(made)
+            finally:
+                found.put(None)
+
+        with lanes(width) as run:
+            ended = run(lane, [rows[start::width] for start in range(width)])
+            try:
+                for _ in range(width):
+                    yield from iter(found.get, None)
+                list(ended)  # raises what a lane raised
+            finally:
+                stop.set()
+
+    def _batch(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None, *,
+               stop: Event | None = None) -> Generator[Generated, None, None]:
         """Continue one batch; rows that are done leave it."""
-        cache, mask, logits = self._prefill(prompts)
+        cache, mask, logits = self._prefill([row.prompt for row in rows])
         draws = _draws(rows).to(self._model.device) if sampling.temperature else None
         for step in count():
+            if stop is not None and stop.is_set():
+                return
             last = self._choose(logits, sampling, draws[:, step] if draws is not None else None)
             if sampling.guide is not None:
                 last = _guided(rows, last, sampling.guide)
@@ -117,7 +151,7 @@ class LocalEngine:
         """The next token of each row (B,), from numbers in [0, 1) if it is to be sampled."""
         logits = logits_BV[:, : self._vocabulary]
         if draws_B is None:
-            return logits.argmax(-1)
+            return logits.max(-1).indices  # argmax says the same and takes three times as long on a processor
         probabilities = (logits.float() / sampling.temperature).softmax(-1)
         if sampling.top_p == 1:
             return _inverse(probabilities, draws_B)

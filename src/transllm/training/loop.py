@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from transllm.errors import TrainingError
 from transllm.files import JsonLines, read_jsonl, write_json, write_text
+from transllm.lanes import Lanes, lanes, lanes_for
 from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
 from transllm.training.interrupts import Interrupts
-from transllm.training.lanes import Lanes, lanes, lanes_for
 from transllm.training.loss import final_logits, summed_cross_entropy
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import Rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from transllm.training.lanes import lanes, lanes_for
+from transllm.lanes import lanes, lanes_for
 
 
 def test_results_are_in_order_and_calls_side_by_side() -> None:
