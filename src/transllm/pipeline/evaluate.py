@@ -201,21 +201,20 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
         messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
-        limits = [16 + 4 * len(context.spans.encode_target(text)) for text in texts]
-        replies = _generate(context, engine, messages, Sampling(longest, guide=renderer.guide(longest, chain=False)),
-                            f"{name}: translating", limits=limits)
+        # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
+        guide = None if name == "original" else renderer.guide(longest, chain=False)
+        replies = _generate(context, engine, messages, Sampling(longest, guide=guide), f"{name}: translating")
         found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
                             for made in replies]
     return found
 
 
-def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], sampling: Sampling, label: str, *,
-              limits: Sequence[int] | None = None) -> list[Generated]:
+def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], sampling: Sampling, label: str) -> list[Generated]:
     """Replies to single user messages, in order."""
     prompts = [context.renderer.prompt([message]) for message in messages]
     replies: dict[int, Generated] = {}
     with context.progress.task(label, len(prompts), "answers") as bar:
-        for made in engine.generate(prompts, sampling=replace(sampling, stop_ids=context.renderer.stop_ids), limits=limits):
+        for made in engine.generate(prompts, sampling=replace(sampling, stop_ids=context.renderer.stop_ids)):
             replies[made.index] = made
             bar.advance(1)
     return [replies[number] for number in range(len(prompts))]
