@@ -72,7 +72,7 @@ def finetune(context: Context) -> Result:
         share = 1 - stage.recovery - stage.translation
         recovered = recovery_rows(context.run)
         pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
-        made = [("chain", _chain_row(context.renderer, row, after=chains[number - 1] if _falls(number, stage.history) else None))
+        made = [("chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history)))
                 for number, row in enumerate(chains)]
         made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]
         asked = round(len(chains) * stage.translation / share)
@@ -170,14 +170,17 @@ def pair_row(renderer: Renderer, pair: Mapping[str, str], *, to: str, source_los
     return EncodedRow(ids, trained, len((spans[1].text + (spans[0].text if source_loss else "")).encode()))
 
 
-def _falls(number: int, share: float) -> bool:
-    """Whether a row is one of its share, spread evenly."""
-    return int((number + 1) * share) > int(number * share)
+def _earlier(chains: Sequence[dict[str, Any]], number: int, share: float) -> Sequence[dict[str, Any]]:
+    """The chains whose turns come before this one: one or two for a share of the chains, spread evenly, and none for the others."""
+    before = int(number * share)
+    if int((number + 1) * share) == before:
+        return []
+    return chains[max(0, number - 1 - before % 2): number]
 
 
-def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: dict[str, Any] | None) -> EncodedRow:
+def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
-    turns = [Message("user", after["query_en"]), Message("assistant", after["answer_en"])] if after is not None else []
+    turns = [message for turn in after for message in (Message("user", turn["query_en"]), Message("assistant", turn["answer_en"]))]
     return _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
 
 

@@ -191,8 +191,8 @@ class Finetune(TrainStage):
     """Share of the instructions that ask for the target language. Of those into English each opens as a chain does, and ends after its
     first step: the fewer there are, the fewer chains end there too."""
     history: Share = 0.25
-    """Share of chains that follow an earlier turn, in English as chat keeps it. It is a turn of another conversation: what is learned is
-    that a history does not change the form of an answer."""
+    """Share of chains that follow one or two earlier turns, in English as chat keeps them. They are turns of other conversations: what is
+    learned is that a history does not change the form of an answer."""
 
     @model_validator(mode="after")
     def _room_for_chains(self) -> Finetune:

@@ -43,7 +43,7 @@ class Guide:
         names = {self.markers.english: "E", self.markers.response: "R", self.markers.target: "T"}
         places = [place for place, written in enumerate(ids) if written in names]
         form = "".join(names[ids[place]] for place in places)
-        if not ids and self.chain and names.get(token) not in ("E", "T"):
+        if not ids and self.chain:
             return self.markers.english
         if not ids and token in names:
             return token
