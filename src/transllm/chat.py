@@ -81,12 +81,12 @@ class Chat:
         viewer.close()
         if not viewer.shown and stream is not None:  # an answer without a marker: only its end tells that it is one
             stream(self._spans.decode(chain.answer).strip())
-        problems = what_was_overruled(made.ids, made.overruled, markers=markers, stop_ids=stop_ids)
+        problems = filter(None, (*what_was_overruled(made.ids, made.overruled, markers=markers, stop_ids=stop_ids), chain.problem))
         decode = self._spans.decode
         query_en = decode(chain.query_en).strip() or text
         answer = decode(chain.answer).strip()
-        reply = Reply(text, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value,
-                      (*problems, chain.problem) if chain.problem else problems, len(made.ids), time.monotonic() - started)
+        reply = Reply(text, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value, tuple(problems),
+                      len(made.ids), time.monotonic() - started)
         self.history.append(reply)
         return reply
 

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
             messages = [Message("user", message.content) for message in messages]
         # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
         guide = None if name == "original" else renderer.guide(longest, chain=False)
-        replies = _generate(context, engine, messages, Sampling(longest, guide=guide), f"{name}: translating")
+        sampling = Sampling(longest, stop_ids=renderer.stop_ids, guide=guide)
+        replies = _generate(context, engine, messages, sampling, f"{name}: translating")
         found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
                             for made in replies]
     return found
@@ -214,7 +215,7 @@ def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message]
     prompts = [context.renderer.prompt([message]) for message in messages]
     replies: dict[int, Generated] = {}
     with context.progress.task(label, len(prompts), "answers") as bar:
-        for made in engine.generate(prompts, sampling=replace(sampling, stop_ids=context.renderer.stop_ids)):
+        for made in engine.generate(prompts, sampling=sampling):
             replies[made.index] = made
             bar.advance(1)
     return [replies[number] for number in range(len(prompts))]
@@ -227,15 +228,14 @@ def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
     markers, stop_ids = spans.markers, context.renderer.stop_ids
     messages = [Message("user", query, "english" if original else "target") for query in queries]
     started = time.monotonic()
-    replies = _generate(context, engine, messages, Sampling(room, guide=context.renderer.guide(room, chain=not original)),
-                        "answering queries")
+    sampling = Sampling(room, stop_ids=stop_ids, guide=context.renderer.guide(room, chain=not original))
+    replies = _generate(context, engine, messages, sampling, "answering queries")
     seconds = time.monotonic() - started
     rows, formed, in_target = [], [], []
     for query, made in zip(queries, replies, strict=True):
         chain = parse(made.ids, markers=markers, stop_ids=stop_ids)
         texts = {key: spans.decode(getattr(chain, key)).strip() for key in ("query_en", "answer_en", "answer")}
-        problems = [*what_was_overruled(made.ids, made.overruled, markers=markers, stop_ids=stop_ids)]
-        problems += [chain.problem] if chain.problem else []
+        problems = filter(None, (*what_was_overruled(made.ids, made.overruled, markers=markers, stop_ids=stop_ids), chain.problem))
         formed.append(chain.well_formed and not made.overruled)
         in_target.append(bool(texts["answer"]) and is_language(texts["answer"], code))
         rows.append({"query": query, **texts, "kind": chain.kind.value, "problem": "" if original else "; ".join(problems),
