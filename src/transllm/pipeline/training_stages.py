@@ -75,12 +75,7 @@ def finetune(context: Context) -> Result:
         made = [("chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history)))
                 for number, row in enumerate(chains)]
         made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]
-        asked = round(len(chains) * stage.translation / share)
-        into_target = round(asked * stage.to_target)
-        made += [("translation", _instruction_row(context, pair, number, to="target"))
-                 for number, pair in enumerate(pairs[:into_target])]
-        made += [("translation", _instruction_row(context, pair, number, to="english"))
-                 for number, pair in enumerate(pairs[into_target:asked])]
+        made += [("translation", row) for row in _instruction_rows(context, chains, pairs, round(len(chains) * stage.translation / share))]
         for kind, row in made:
             kind = kind if len(row.ids) <= stage.sequence_length else "too long"
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -189,7 +184,26 @@ def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
     return _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
 
 
-def _instruction_row(context: Context, pair: dict[str, Any], number: int, *, to: Literal["target", "english"]) -> EncodedRow:
+def _instruction_rows(context: Context, chains: Sequence[Mapping[str, str]], pairs: Sequence[Mapping[str, str]],
+                      asked: int) -> Iterator[EncodedRow]:
+    """Requests to translate. Half of those into English are about the chains' own queries.
+
+    Else a model that was taught chains answers a question that it is asked to translate: in sentence pairs hardly anybody asks
+    or orders, so the kind of text alone would tell the two. Only into English, where a query's translation is the original query.
+    """
+    stage = context.recipe.finetune
+    into_target = round(asked * stage.to_target)
+    into_english = asked - into_target
+    queries = [{"english": row["query_en"], "target": row["query"]} for row in chains[: into_english // 2]]
+    kinds: list[tuple[Literal["target", "english"], Sequence[Mapping[str, str]]]] = [
+        ("target", pairs[:into_target]), ("english", queries), ("english", pairs[into_target: asked - len(queries)])]
+    for to, texts in kinds:
+        for number, pair in enumerate(texts):  # counted anew for each, so that all words of a request meet all kinds of text
+            yield _instruction_row(context, pair, number, to=to)
+
+
+def _instruction_row(context: Context, pair: Mapping[str, str], number: int, *,
+                     to: Literal["target", "english"]) -> EncodedRow:
     renderer, language = context.renderer, context.recipe.target
     message = to_target(pair["english"], language, number) if to == "target" else to_english(pair["target"], language, number)
     return _conversation(renderer, [message], renderer.translation(pair[to], to=to))
