@@ -3,14 +3,18 @@
 from transllm.model.adapter import Adapted, adapter_digest, attach, load_merged
 from transllm.model.attention import PACKED, Documents, enable_packed, hidden_states
 from transllm.model.grow import grow
+from transllm.model.initial import METHODS, Known, Start, interleaved, start_of
 from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest, place, save_folder
 from transllm.model.precision import compute_dtype, default_device
 
 __all__ = [
+    "METHODS",
     "PACKED",
     "Adapted",
     "Documents",
+    "Known",
     "LoadedModel",
+    "Start",
     "adapter_digest",
     "attach",
     "check_sizes",
@@ -20,10 +24,12 @@ __all__ = [
     "end_of_turn_ids",
     "grow",
     "hidden_states",
+    "interleaved",
     "load_chat_model",
     "load_folder",
     "load_merged",
     "original_digest",
     "place",
     "save_folder",
+    "start_of",
 ]

@@ -16,7 +16,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
 
     Looks at the recipe and at the local files it names; downloads and loads nothing.
     """
-    return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_stages(recipe), *_bridge(recipe)]
+    return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_extend(recipe), *_stages(recipe), *_bridge(recipe)]
 
 
 def sources_of(recipe: Recipe) -> Iterator[tuple[str, Source]]:
@@ -24,6 +24,8 @@ def sources_of(recipe: Recipe) -> Iterator[tuple[str, Source]]:
     for name in ("parallel", "target", "english"):
         for index, source in enumerate(getattr(recipe.data, name)):
             yield f"data.{name}[{index}]", source
+    if recipe.extend.lexicon is not None:
+        yield "extend.lexicon", recipe.extend.lexicon
     for index, prompt in enumerate(recipe.recover.prompts):
         if isinstance(prompt, Source):
             yield f"recover.prompts[{index}]", prompt
@@ -101,6 +103,20 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield f"data.held_out and data.development leave nothing to train on: their sum is {data.held_out + data.development:g}."
     if data.held_out == 0:
         yield "data.held_out is 0, so there is nothing to measure the result on. Give it a small share, such as 0.02."
+
+
+def _extend(recipe: Recipe) -> Iterator[str]:
+    extend = recipe.extend
+    asked = [key for key in ("init", "head_init") if getattr(extend, key) == "lexicon"]
+    if asked and extend.lexicon is None:
+        yield (f"extend.{asked[0]} is 'lexicon', but extend.lexicon is missing. Name one, English words first: "
+               "lexicon: {files: FILE.tsv, columns: [0, 1]}.")
+    if extend.lexicon is not None and not asked:
+        yield f"extend.lexicon is for extend.init 'lexicon' only, but that is '{extend.init}'. Set it to 'lexicon', or take the source out."
+    lexicon = extend.lexicon
+    if lexicon is not None and (lexicon.side is not None or (lexicon.columns is not None and len(lexicon.columns) == 1)
+                                or lexicon.format == "txt"):
+        yield "extend.lexicon gives single words, not pairs. Name two columns (English, target) and no 'side'."
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:

@@ -121,7 +121,7 @@ def _fill_empty_sections(data: dict[str, Any]) -> None:
         for parent in parents:
             here = here.get(parent) if isinstance(here, dict) else None
         if path and isinstance(here, dict) and name in here and here[name] is None and path not in ("model", "data"):
-            if path.startswith(("data.", "recover.", "evaluate.")):
+            if path.startswith(("data.", "recover.", "evaluate.")) or path == "extend.lexicon":
                 continue  # lists of sources and optional sources, not sections
             here[name] = {}
 
@@ -134,7 +134,7 @@ def _map_paths(data: dict[str, Any], folder: Path, change: Callable[[Path], str]
         if isinstance(value, str) and value and "{" not in value and (folder / Path(value).expanduser()).exists():
             data["model"][key] = change(Path(value).expanduser())
     sources = [*data["data"]["parallel"], *data["data"]["target"], *data["data"]["english"], *data["recover"]["prompts"],
-               data["evaluate"].get("test_pairs"), data["evaluate"].get("queries")]
+               data["extend"].get("lexicon"), data["evaluate"].get("test_pairs"), data["evaluate"].get("queries")]
     for source in sources:
         if isinstance(source, dict) and "files" in source:
             files = source["files"]

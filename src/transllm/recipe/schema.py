@@ -14,6 +14,7 @@ from transllm.languages import LANGUAGES, Language
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+RowStart = Literal["mean", "by_length", "by_position", "first", "omp", "focus", "lexicon", "random"]
 
 
 class Section(BaseModel):
@@ -211,8 +212,15 @@ class Extend(Section):
     """Learn on so much target text, and check against so much English."""
     min_count: Count = 5
     """A sub-word must be seen so often in the sample."""
-    init: Literal["mean"] = "mean"
-    """New rows start as the mean of the rows of the sub-tokens they replace."""
+    init: RowStart = "mean"
+    """How the row of a new sub-word starts (model/initial). ``mean``: as the mean of the sub-tokens it replaces; ``by_length``,
+    ``by_position``: a weighted mean; ``first``: the first of them. ``focus``, ``omp``: as a mixture of the old tokens that are most
+    like it in a small embedding trained on the run's text. ``lexicon``: as its translations. ``random``: the paper's, drawn with the
+    matrix's own mean and deviation. Sub-words that a method does not know (rare ones, those in no lexicon) start as the mean."""
+    head_init: RowStart | None = None
+    """Another start for the rows of a head that is not tied to the embedding. None: as ``init``."""
+    lexicon: Source | None = None
+    """For ``lexicon``: pairs of an English and a target word, as two columns in this order."""
 
 
 class Recover(Section):
