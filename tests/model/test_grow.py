@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
-from transllm.model import check_sizes, end_of_turn_ids, grow, load_folder
+from transllm.model import METHODS, Known, Start, check_sizes, end_of_turn_ids, grow, load_folder, start_of
 from transllm.tokenizer import SpanTokenizer, sub_tokens
 
 Make = Callable[..., PreTrainedModel]
@@ -33,7 +33,63 @@ def test_old_rows_stay_and_new_rows_are_means(make_chat_model: Make, make_extend
         assert new.dtype == dtype
         assert torch.equal(new[: tiny_spans.original_size], old[: tiny_spans.original_size])
         for new_id, ids in parts.items():
-            assert torch.equal(new[new_id], old[ids].float().mean(0).to(dtype))
+            assert torch.equal(new[new_id], old[ids].double().mean(0).to(dtype)), "rounded once"
+
+
+def _facts(spans: SpanTokenizer, parts: dict[int, list[int]], left_out: int) -> Known:
+    """What methods know: text in which all pieces occur, a lexicon of all of them, and nothing of the last few new ids."""
+    pieces = {new_id: ids for new_id, ids in parts.items() if new_id < spans.size - left_out}
+    documents = [[new_id, 7, 8, 9, *ids] * 5 for new_id, ids in parts.items()]
+    return Known(pieces, dict.fromkeys(range(spans.original_size), 1), lambda: documents, lambda: [([new_id], [5, 6]) for new_id in pieces])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_writes_its_own_rows_and_no_other(make_chat_model: Make, make_extended: Make, tiny_spans: SpanTokenizer, kind: str,
+                                                       name: str) -> None:
+    """Whatever starts the pieces: old rows bit for bit, rows that it does not know are means, padding stays, ties stay."""
+    before, means, model = make_chat_model(kind), make_extended(kind), make_chat_model(kind)
+    parts = sub_tokens(tiny_spans.original, tiny_spans.extended)
+    start = start_of(name, _facts(tiny_spans, parts, left_out=4))
+    grow(model, size=tiny_spans.size, sub_tokens=parts, start=start)
+    used = slice(0, tiny_spans.original_size)
+    for old, mean, new in zip(*map(_matrices, (before, means, model)), strict=True):
+        assert torch.equal(new[used], old[used])
+        assert torch.equal(new[tiny_spans.size - 4: tiny_spans.size], mean[tiny_spans.size - 4: tiny_spans.size])
+        assert torch.equal(new[tiny_spans.size:], mean[tiny_spans.size:])
+        if name != "random":  # which draws anew for each matrix
+            assert torch.equal(new[list(start.ids)], start.rows(old[used]).float())
+        assert torch.equal(new[list(start.ids)], mean[list(start.ids)]) is (name == "mean")
+    check_sizes(model, tiny_spans.extended, where="a test")
+    embedding, head = _matrices(model)
+    assert (embedding.data_ptr() == head.data_ptr()) is (kind != "untied")
+
+
+def test_an_untied_head_may_start_in_its_own_way(make_chat_model: Make, make_extended: Make, tiny_spans: SpanTokenizer) -> None:
+    before, means, model = make_chat_model("untied"), make_extended("untied"), make_chat_model("untied")
+    parts = sub_tokens(tiny_spans.original, tiny_spans.extended)
+    grow(model, size=tiny_spans.size, sub_tokens=parts, head_start=start_of("first", _facts(tiny_spans, parts, left_out=0)))
+    assert torch.equal(_matrices(model)[0], _matrices(means)[0])
+    old, new = _matrices(before)[1], _matrices(model)[1]
+    for new_id, ids in parts.items():
+        assert torch.equal(new[new_id], old[ids[0]])
+
+
+def test_a_tied_head_has_no_way_of_its_own(make_chat_model: Make) -> None:
+    model = make_chat_model("tied")
+    with pytest.raises(ModelError, match="tied"):
+        grow(model, size=330, sub_tokens={320: [1]}, head_start=Start([], lambda old: old[:0]))
+
+
+@pytest.mark.parametrize("start", [
+    Start([3], lambda old: old[:1]), Start([320, 321], lambda old: old[:1]), Start([320], lambda old: old[:1] / 0)],
+    ids=["an old id", "a row too few", "not finite"])
+def test_a_start_that_is_wrong_is_an_error_and_changes_nothing(make_chat_model: Make, start: Start) -> None:
+    model = make_chat_model("untied")
+    before = [matrix.detach().clone() for matrix in _matrices(model)]
+    with pytest.raises(ModelError, match="bug in the method"):
+        grow(model, size=322, sub_tokens={320: [1], 321: [2]}, start=start)
+    assert all(torch.equal(old, new) for old, new in zip(before, _matrices(model), strict=True))
 
 
 def test_a_padded_matrix_takes_new_rows_into_its_padding(make_chat_model: Make, make_extended: Make, tiny_spans: SpanTokenizer) -> None:

@@ -72,7 +72,7 @@ def _put(grown: Tensor, start: Start, old_VD: Tensor, sub_tokens: SubTokens) -> 
     foreign = sorted(set(start.ids) - sub_tokens.keys())
     rows_ND = start.rows(old_VD).to(grown.dtype)
     if foreign or rows_ND.shape != (len(start.ids), old_VD.shape[1]) or not rows_ND.isfinite().all():
-        raise ModelError(f"A method of starting new rows gave {tuple(rows_ND.shape)} numbers for {len(start.ids)} ids ({foreign[:5]} are no "
-                         "new ones), or some that are not finite. This is a bug in the method; please report it.")
+        raise ModelError(f"A method of starting new rows gave {tuple(rows_ND.shape)} numbers for {len(start.ids)} ids (not new: "
+                         f"{foreign[:5]}), or some that are not finite. This is a bug in the method; please report it.")
     if start.ids:
         grown[torch.tensor(list(start.ids), device=grown.device)] = rows_ND

@@ -2,13 +2,15 @@
 
 FOCUS and matching pursuit ask which old tokens a new one is like, and the model itself cannot say: it never saw the new one. The
 papers bring an answer from outside (fastText vectors, another model's embedding). Here nothing is downloaded: tokens that keep the
-same company get like vectors, by positive pointwise mutual information and a truncated singular value decomposition, which is as
-good as trained word vectors on little text (Levy, Goldberg & Dagan, "Improving Distributional Similarity", TACL 2015).
+same company get like vectors, by positive pointwise mutual information and a truncated decomposition, which is as good as trained
+word vectors on little text (Levy, Goldberg & Dagan, "Improving Distributional Similarity", TACL 2015). Words and contexts are the
+same tokens, and only positive eigenvalues are kept, which is their "w + c": two tokens are alike if they keep the same company
+*or keep each other's*. Without it a word and its translation, each the other's best company, would be unlike.
 
 Company across languages comes from sentence pairs: :func:`interleaved` lays both sides into one document. Without pairs, old and
 new tokens share only the company of digits, signs, names and of what the original vocabulary already had of the language.
 
-Shapes: M tokens with a vector, C of them as contexts, E entries of the sparse matrix, d dimensions.
+Shapes: M tokens that occur often enough, E pairs of them that are met, d dimensions.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ DIMENSIONS = 128
 _WINDOW = 5  # tokens on either side
 _MIN_COUNT = 5  # rarer tokens get no vector: of fewer neighbours nothing is learned
 _MIN_TOGETHER = 2  # pairs seen once are two thirds of all pairs, and mostly chance
-_CONTEXTS = 8192  # the most frequent tokens
-_SMOOTHING = 0.75  # of the contexts' counts, so that rare contexts do not weigh most (the same paper)
-_MORE = 16  # dimensions more than asked for while the decomposition is searched (Halko et al., arXiv 0909.4061)
+_SMOOTHING = 0.75  # of counts, so that rare company does not weigh most (the same paper)
+_NOTHING = 1e-6  # shorter vectors are rounding: such a token keeps company with all alike
+_MORE, _ROUNDS = 16, 4  # of the search for the eigenvectors: dimensions more than needed, and products (Halko et al., arXiv 0909.4061)
 
 
 @dataclass(frozen=True, slots=True)
 class Auxiliary:
-    """Vectors of the tokens that occur often enough.
+    """Vectors of the tokens that occur often enough and keep some company more than other.
 
     Attributes:
         ids_M: their ids, ascending.
@@ -73,16 +75,21 @@ def train_auxiliary(documents: Iterable[Sequence[int]], *, seed: int, dimensions
     kept = frequent[place]
     compact = (np.cumsum(frequent) - 1)[place[kept]]
     left, right, together = _neighbours(compact, document[kept], len(ids_M))
-    contexts_C = np.argsort(-counts[frequent], kind="stable")[:_CONTEXTS]
-    matrix_MC = _ppmi(left, right, together, size=len(ids_M), contexts_C=contexts_C)
-    return Auxiliary(ids_M, torch.nn.functional.normalize(_decomposed(matrix_MC, dimensions, seed), dim=1))
+    if not len(left):
+        return Auxiliary(ids_M[:0], torch.empty(0, dimensions))
+    vectors_Md = _decomposed(_ppmi(left, right, together, len(ids_M)), dimensions, seed)
+    length_M = vectors_Md.norm(dim=1)
+    told_M = length_M > _NOTHING
+    return Auxiliary(ids_M[told_M.numpy()], vectors_Md[told_M] / length_M[told_M].unsqueeze(1))
 
 
 def _neighbours(tokens: NDArray[np.int64], document: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], ...]:
     """(left, right, how often) of all pairs of tokens inside a window, each pair both ways round. (E,) each"""
-    keys = [tokens[:-gap][same] * size + tokens[gap:][same]
-            for gap in range(1, _WINDOW + 1) if (same := document[:-gap] == document[gap:]).any()]
-    pairs, times = np.unique(np.concatenate([np.empty(0, np.int64), *keys]), return_counts=True)
+    keys = [np.empty(0, np.int64)]
+    for gap in range(1, _WINDOW + 1):
+        same = document[:-gap] == document[gap:]
+        keys.append(tokens[:-gap][same] * size + tokens[gap:][same])
+    pairs, times = np.unique(np.concatenate(keys), return_counts=True)
     left, right = np.divmod(pairs, max(1, size))
     both, where = np.unique(np.concatenate([pairs, right * size + left]), return_inverse=True)
     together = np.bincount(where, weights=np.concatenate([times, times]), minlength=len(both)).astype(np.int64)
@@ -91,28 +98,25 @@ def _neighbours(tokens: NDArray[np.int64], document: NDArray[np.int64], size: in
     return left, right, together[seen]
 
 
-def _ppmi(left: NDArray[np.int64], right: NDArray[np.int64], together: NDArray[np.int64], *, size: int,
-          contexts_C: NDArray[np.int64]) -> Tensor:
-    """log p(token, context) / p(token) p(context), where that is above 0. Sparse (M, C), coalesced"""
-    tokens_M = np.bincount(left, weights=together, minlength=size)
-    smoothed_M = tokens_M ** _SMOOTHING
-    information = np.log(together * smoothed_M.sum() / np.maximum(1, tokens_M[left] * smoothed_M[right]))
-    column = np.full(size, -1)
-    column[contexts_C] = np.arange(len(contexts_C))
-    used = (information > 0) & (column[right] >= 0)
-    indices = torch.from_numpy(np.stack([left[used], column[right[used]]]))
+def _ppmi(left: NDArray[np.int64], right: NDArray[np.int64], together: NDArray[np.int64], size: int) -> Tensor:
+    """log p(one, other) / p(one) p(other), where that is above 0. Sparse (M, M), symmetric.
+
+    The paper smooths the counts of the contexts; here either side is context of the other, so each gets half of it.
+    """
+    counts_M = np.maximum(1, np.bincount(left, weights=together, minlength=size))
+    power = (1 + _SMOOTHING) / 2
+    information = np.log(together) + np.log((counts_M ** _SMOOTHING).sum()) - power * np.log(counts_M[left] * counts_M[right])
+    used = information > 0
+    indices = torch.from_numpy(np.stack([left[used], right[used]]))
     values = torch.from_numpy(information[used].astype(np.float32))
-    return torch.sparse_coo_tensor(indices, values, (size, len(contexts_C)), check_invariants=True).coalesce()
+    return torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=True).coalesce()
 
 
-def _decomposed(matrix_MC: Tensor, dimensions: int, seed: int) -> Tensor:
-    """Left singular vectors times the square root of their singular values, by a randomised range finder. (M, C) -> (M, d)"""
-    dimensions = min(dimensions, *matrix_MC.shape)
-    width = min(dimensions + _MORE, *matrix_MC.shape)
-    transposed_CM = matrix_MC.t().coalesce()
-    start_Cw = torch.randn(matrix_MC.shape[1], width, generator=torch.Generator().manual_seed(seed))
-    basis_Mw = torch.linalg.qr(torch.sparse.mm(matrix_MC, start_Cw)).Q
-    for _ in range(2):
-        basis_Mw = torch.linalg.qr(torch.sparse.mm(matrix_MC, torch.sparse.mm(transposed_CM, basis_Mw))).Q
-    left_ww, singular_w, _ = torch.linalg.svd(torch.sparse.mm(transposed_CM, basis_Mw).T, full_matrices=False)
-    return basis_Mw @ left_ww[:, :dimensions] * singular_w[:dimensions].sqrt()
+def _decomposed(matrix_MM: Tensor, dimensions: int, seed: int) -> Tensor:
+    """Eigenvectors of the largest eigenvalues above 0, times their square roots, by a randomised range finder. (M, M) -> (M, d)"""
+    width = min(2 * dimensions + _MORE, len(matrix_MM))  # about half of the large eigenvalues are negative
+    basis_Mw = torch.randn(len(matrix_MM), width, generator=torch.Generator().manual_seed(seed))
+    for _ in range(_ROUNDS):
+        basis_Mw = torch.linalg.qr(torch.sparse.mm(matrix_MM, basis_Mw)).Q
+    values_w, vectors_ww = torch.linalg.eigh(basis_Mw.T @ torch.sparse.mm(matrix_MM, basis_Mw))  # ascending
+    return basis_Mw @ vectors_ww[:, -dimensions:] * values_w[-dimensions:].clamp_min(0).sqrt()
