@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from transllm import load_recipe, transform
+from transllm.errors import ModelError
 from transllm.languages import LANGUAGES
-from transllm.model import start_of
+from transllm.model import load_folder, start_of
 from transllm.pipeline.new_rows import Texts, known, new_sub_tokens
-from transllm.tokenizer import SpanTokenizer, extend_tokenizer, learn_merges, marker_texts
+from transllm.pipeline.run import status
+from transllm.pipeline.stage import read_manifest
+from transllm.tokenizer import SpanTokenizer, extend_tokenizer, learn_merges, marker_texts, piece_bytes
 
 
 def test_a_marker_is_half_its_words_and_half_what_opens_a_conversation(tiny_spans: SpanTokenizer) -> None:
@@ -39,18 +47,17 @@ def test_pieces_are_known_and_markers_are_not(tiny_spans: SpanTokenizer) -> None
     assert parts.keys() - facts.pieces.keys() == special & parts.keys()
     assert facts.seed == 5
     for new_id, ids in facts.pieces.items():
-        token = tiny_spans.extended.convert_ids_to_tokens(new_id)
-        assert sum(facts.n_bytes[part] for part in ids) == len(tiny_spans.extended.backend_tokenizer.decoder.decode([token]).encode())
+        assert sum(facts.n_bytes[part] for part in ids) == len(piece_bytes(tiny_spans.extended.convert_ids_to_tokens(new_id)))
 
 
 def test_a_known_word_starts_as_its_translation(tiny_spans: SpanTokenizer) -> None:
     texts = Texts(lexicon=[("library", "biblioteca"), ("city", "qqq")])
     facts = known(tiny_spans, new_sub_tokens(tiny_spans), texts, seed=1)
     start = start_of("lexicon", facts)
-    words = [ids for text in (" biblioteca", "biblioteca") for ids in [tiny_spans.encode_target(text)]]
-    assert start.ids and set(start.ids) <= {token for ids in words for token in ids}
+    assert start.ids and set(start.ids) <= {token for text in (" biblioteca", "biblioteca") for token in tiny_spans.encode_target(text)}
     english = {token for text in (" library", "library") for token in tiny_spans.encode_english(text)}
-    assert all(row.keys() <= english for row in _mixtures(start, tiny_spans.original_size))
+    for row_V in start.rows(torch.eye(tiny_spans.original_size)):
+        assert set(row_V.nonzero().flatten().tolist()) <= english
 
 
 def test_documents_are_read_in_the_vocabulary_of_their_language(tiny_spans: SpanTokenizer) -> None:
@@ -70,8 +77,31 @@ def test_a_language_without_spaces_has_none_before_its_words(make_tokenizer: Cal
     assert list(facts.entries()) == [(spans.encode_target("ห้องสมุด"), spans.encode_english(" library"))]
 
 
-def _mixtures(start: object, size: int) -> list[dict[int, float]]:
-    import torch
+@pytest.mark.parametrize("init", ["focus", "lexicon", "random"])
+def test_a_run_starts_its_rows_as_the_recipe_says(home: Any, tmp_path: Path, init: str) -> None:
+    mine = home.at(tmp_path / "home")
+    words = mine.folder / "words.tsv"
+    words.write_text("library\tbiblioteca\nbridge\tpuente\nradio\tradio\n", encoding="utf-8")
+    settings = {"init": init, **({"lexicon": {"files": "words.tsv", "licence": "CC0-1.0"}} if init == "lexicon" else {})}
+    recipe = load_recipe(mine.write(extend=settings))
+    folder = transform(recipe, runs=tmp_path, until="extend").folder / "extend"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    started = manifest["metrics"]["rows_started"]
+    assert started.keys() == {init} and 0 < started[init] <= manifest["metrics"]["new_pieces"] == 40
+    assert started[init] == 40 or init != "random"
+    assert started[init] < 10 or init != "lexicon", "of two words and their parts"
+    assert [source["used_as"] for source in manifest["sources"]] == (["lexicon"] if init == "lexicon" else [])
 
-    rows = start.rows(torch.eye(size))  # type: ignore[attr-defined]
-    return [{place: float(row[place]) for place in row.nonzero().flatten().tolist()} for row in rows]
+    rows = load_folder(folder)[0].get_input_embeddings().weight
+    transform(recipe, runs=tmp_path, until="extend", start="extend")
+    assert torch.equal(load_folder(folder)[0].get_input_embeddings().weight, rows), "the same seed, the same rows"
+    if init == "lexicon":
+        words.write_text("library\tbiblioteca\n", encoding="utf-8")
+        assert [stage.state for stage in status(folder.parent)][:2] == ["done", "stale"], "a changed lexicon makes the stage stale"
+
+
+def test_a_tied_head_cannot_start_otherwise(home: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(home.at(tmp_path / "home").write(extend={"head_init": "first"}))
+    with pytest.raises(ModelError, match=r"tied.*extend\.head_init"):
+        transform(recipe, runs=tmp_path, until="extend")

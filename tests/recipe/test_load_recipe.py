@@ -271,11 +271,13 @@ def test_paths_mean_the_same_in_the_copy(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "template.jinja").write_text("x")
     recipe = load_recipe(write(tmp_path, GOOD.replace("org/some-chat", "{source: model, chat_template: template.jinja}")
-                               + "evaluate: {test_pairs: {files: [a.tsv, /b.tsv]}}\n"))
+                               + "evaluate: {test_pairs: {files: [a.tsv, /b.tsv]}}\n"
+                               + "extend: {init: lexicon, lexicon: {files: words.tsv}}\n"))
     dump_recipe(recipe, tmp_path / "elsewhere" / "recipe.yaml")
     again = load_recipe(tmp_path / "elsewhere" / "recipe.yaml")
     assert again.model.source == str(tmp_path / "model") and again.model.chat_template == str(tmp_path / "template.jinja")
     assert again.data.parallel[0].files == str(tmp_path / "pairs.tsv")
+    assert again.extend.lexicon is not None and again.extend.lexicon.files == str(tmp_path / "words.tsv")
     assert again.evaluate.test_pairs is not None and again.evaluate.test_pairs.files == [str(tmp_path / "a.tsv"), "/b.tsv"]
 
 
@@ -286,6 +288,6 @@ def test_a_language_of_ones_own_round_trips(tmp_path: Path) -> None:
 
 
 def test_recipes_of_the_repository_are_in_order() -> None:
-    for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"):
+    for path in [*(Path(__file__).parents[2] / "recipes").glob("*.yaml"), *(Path(__file__).parents[2] / "benchmarks").glob("*.yaml")]:
         assert isinstance(load_recipe(path), Recipe)
         assert len(path.read_text().splitlines()) < 40

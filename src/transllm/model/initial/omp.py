@@ -42,14 +42,14 @@ def matching_pursuit(targets_Nd: Tensor, atoms_Sd: Tensor, *, terms: int = TERMS
     (Pati et al. 1993). Atoms have length 1. All targets go side by side.
     """
     terms = min(terms, *atoms_Sd.shape)
-    targets_Nd, atoms_Sd = targets_Nd.double(), atoms_Sd.double()
+    targets_Nd, single_dS = targets_Nd.double(), atoms_Sd.float().T  # choosing is the costly part and needs no more than float32
     chosen_Nk = torch.empty(len(targets_Nd), 0, dtype=torch.int64)
     weights_Nk = torch.empty(len(targets_Nd), 0, dtype=torch.float64)
     missing_Nd = targets_Nd
     for _ in range(terms):
-        likeness_NS = (missing_Nd @ atoms_Sd.T).abs_().scatter_(1, chosen_Nk, -1.0)  # no atom twice
+        likeness_NS = (missing_Nd.float() @ single_dS).abs_().scatter_(1, chosen_Nk, -1.0)  # no atom twice
         chosen_Nk = torch.cat([chosen_Nk, likeness_NS.argmax(1, keepdim=True)], dim=1)
-        taken_Nkd = atoms_Sd[chosen_Nk]
+        taken_Nkd = atoms_Sd[chosen_Nk].double()
         weights_Nk = _fitted(targets_Nd, taken_Nkd)
         missing_Nd = targets_Nd - (weights_Nk.unsqueeze(1) @ taken_Nkd).squeeze(1)
     return chosen_Nk, weights_Nk
