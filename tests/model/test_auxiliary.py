@@ -39,7 +39,7 @@ def test_a_pair_tells_which_words_mean_the_same() -> None:
     for _ in range(600):
         words = [draw.randrange(30) for _ in range(6)]
         pairs.append(interleaved(words, [100 + word for word in words]))
-    new, new_vectors, shared, shared_vectors = train_auxiliary(pairs, seed=1).split(range(100, 130))
+    new, new_vectors, shared, shared_vectors = train_auxiliary(pairs, seed=1).split(range(100, 130), range(30))
     assert new == list(range(100, 130)) and shared == list(range(30))
     assert (new_vectors @ shared_vectors.T).argmax(1).tolist() == list(range(30))
 
@@ -54,5 +54,5 @@ def test_the_seed_decides_and_documents_end_the_company() -> None:
 def test_no_text_gives_no_vectors() -> None:
     found = train_auxiliary([], seed=1)
     assert len(found.ids_M) == len(found.vectors_Md) == 0
-    new, _, shared, _ = found.split([5])
+    new, _, shared, _ = found.split([5], [6])
     assert new == shared == []

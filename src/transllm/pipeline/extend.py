@@ -73,7 +73,8 @@ def _texts(context: Context) -> tuple[Texts, list[dict[str, Any]]]:
     if not {settings.init, settings.head_init} & {"focus", "omp"}:
         return Texts(lexicon=lexicon), sources
     pairs = [(row["english"], row["target"]) for row in read_part(context.run, "pairs", "train")]
-    return Texts(*(sample(_train(context, side), SAMPLE_CHARACTERS) for side in ("target", "english")), pairs, lexicon), sources
+    target, english = (sample(_train(context, side), SAMPLE_CHARACTERS) for side in ("target", "english"))
+    return Texts(target, english, pairs, lexicon), sources
 
 
 def _train(context: Context, name: str) -> Iterator[str]:

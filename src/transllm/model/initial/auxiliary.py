@@ -44,11 +44,12 @@ class Auxiliary:
     ids_M: NDArray[np.int64]
     vectors_Md: Tensor
 
-    def split(self, new: Collection[int]) -> tuple[list[int], Tensor, list[int], Tensor]:
-        """(new ids, their vectors, shared ids, theirs). Shared are the tokens that the original model knows too."""
-        is_new = np.isin(self.ids_M, np.fromiter(new, np.int64, len(new)))
-        mask_M = torch.from_numpy(is_new)
-        return self.ids_M[is_new].tolist(), self.vectors_Md[mask_M], self.ids_M[~is_new].tolist(), self.vectors_Md[~mask_M]
+    def split(self, new: Collection[int], old: Collection[int]) -> tuple[list[int], Tensor, list[int], Tensor]:
+        """(new ids, their vectors, shared ids, theirs): of the new and of the old tokens those that have a vector. Ids that are neither,
+        such as markers, are left out."""
+        new_M, old_M = (np.isin(self.ids_M, np.fromiter(ids, np.int64, len(ids))) for ids in (new, old))
+        return (self.ids_M[new_M].tolist(), self.vectors_Md[torch.from_numpy(new_M)],
+                self.ids_M[old_M].tolist(), self.vectors_Md[torch.from_numpy(old_M)])
 
 
 def interleaved(left: Sequence[int], right: Sequence[int]) -> list[int]:
@@ -119,4 +120,5 @@ def _decomposed(matrix_MM: Tensor, dimensions: int, seed: int) -> Tensor:
     for _ in range(_ROUNDS):
         basis_Mw = torch.linalg.qr(torch.sparse.mm(matrix_MM, basis_Mw)).Q
     values_w, vectors_ww = torch.linalg.eigh(basis_Mw.T @ torch.sparse.mm(matrix_MM, basis_Mw))  # ascending
-    return basis_Mw @ vectors_ww[:, -dimensions:] * values_w[-dimensions:].clamp_min(0).sqrt()
+    vectors_Md: Tensor = basis_Mw @ vectors_ww[:, -dimensions:] * values_w[-dimensions:].clamp_min(0).sqrt()
+    return vectors_Md

@@ -25,7 +25,7 @@ _NOTHING = 1e-6  # what is left, and weights, below this are rounding
 
 def omp(known: Known) -> Start:
     """Pieces that occur often enough to have a vector; the others are not started here."""
-    new, new_Nd, shared, shared_Sd = train_auxiliary(known.documents(), seed=known.seed).split(known.pieces)
+    new, new_Nd, shared, shared_Sd = train_auxiliary(known.documents(), seed=known.seed).split(known.pieces, known.n_bytes)
     mixtures: dict[int, Mixture] = {}
     for place in range(0, len(new) if shared else 0, _AT_ONCE):
         ids = new[place: place + _AT_ONCE]

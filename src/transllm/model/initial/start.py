@@ -26,7 +26,7 @@ class Known:
 
     Attributes:
         pieces: the sub-tokens of each new piece. Markers and pad are none: they always start as the mean of their description.
-        n_bytes: original id -> UTF-8 bytes that it stands for.
+        n_bytes: original id -> UTF-8 bytes that it stands for; for every original id.
         documents: a sample of text as the extended model reads it, one list of ids a document. A sentence pair is best one document
             (:func:`interleaved`): it is what tells that words of two languages mean the same.
         entries: a bilingual lexicon as (target word in extended ids, English word in original ids).
