@@ -14,7 +14,7 @@ from transllm.tokenizer import SpanTokenizer, marker_texts, piece_bytes, sub_tok
 
 PAD = "<|pad|>"
 SAMPLE_CHARACTERS = 3_000_000
-"""Of each kind of text at most, for the auxiliary embedding: some seconds."""
+"""Of each kind of text at most, for the auxiliary embedding: half a minute of one core for all of them (3.2 million tokens)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A small embedding of all tokens, old and new, trained here in seconds on the run's own text.
+"""A small embedding of all tokens, old and new, trained here on the run's own text.
 
 FOCUS and matching pursuit ask which old tokens a new one is like, and the model itself cannot say: it never saw the new one. The
 papers bring an answer from outside (fastText vectors, another model's embedding). Here nothing is downloaded: tokens that keep the
@@ -60,7 +60,7 @@ def interleaved(left: Sequence[int], right: Sequence[int]) -> list[int]:
 
 
 def train_auxiliary(documents: Iterable[Sequence[int]], *, seed: int, dimensions: int = DIMENSIONS) -> Auxiliary:
-    """Vectors for all tokens of the documents that occur often enough; some seconds for a million tokens on one core.
+    """Vectors for all tokens of the documents that occur often enough; some five seconds for a million tokens on one core.
 
     Args:
         documents: token ids; neighbours are looked for inside a document.
