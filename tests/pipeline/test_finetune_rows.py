@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ def test_a_share_of_chains_follows_earlier_turns_in_english(made: Path) -> None:
     long = [prompt for prompt in prompts if prompt.count("<|im_start|>user") > 1]
     assert len(prompts) == len(chains) and len(long) == len(chains) // 2 > 3
     assert {prompt.count("<|im_start|>user") for prompt in long} == {2, 3}
+    said = Counter(row["query"].strip() for row in chains)  # a tiny model translates several queries alike
     for prompt in long:
         before = next(query for turn, query in turns.items() if prompt.startswith(f"<|im_start|>{turn}"))
-        assert not prompt.endswith(f"user\n{before}<|im_end|>\n<|im_start|>assistant\n"), "its own turn is no history of it"
+        assert said[before] > 1 or not prompt.endswith(f"user\n{before}<|im_end|>\n<|im_start|>assistant\n"), "its own turn is no history"
 
 
 def test_translations_are_asked_for_in_all_words_and_both_directions(made: Path, home: Any) -> None:
@@ -68,6 +70,7 @@ def test_translations_are_asked_for_in_all_words_and_both_directions(made: Path,
     into_english = [(number, english) for to, number, english in found if to == "english"]
     assert len(found) > 40 and len(into_target) == round(0.75 * len(found))
     assert set(into_target) == set(range(6)) == {number for number, _ in into_english}
-    questions = {pair["english"] for pair in pairs if pair["english"].endswith("?")} - {english for to, _, english in found if to == "target"}
+    taken = {english for to, _, english in found if to == "target"}
+    questions = {pair["english"] for pair in pairs if pair["english"].endswith("?")} - taken
     assert questions and questions <= {english for _, english in into_english}, "all of the few that there are"
     assert len({english for _, english in into_english}) == len(into_english), "no pair is asked for twice"
