@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transllm.data.language import is_language
 from transllm.errors import RunError
-from transllm.generation import Engine, LocalEngine, Sampling, TextStream
+from transllm.generation import REPETITION_PENALTY, Engine, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
 from transllm.tcot import Message, Renderer, parse, what_was_overruled
 from transllm.tokenizer import SpanTokenizer
@@ -50,11 +50,13 @@ class Chat:
         spans: its tokenizers.
         max_new_tokens: of a whole chain.
         context: tokens that the model can read; the oldest turns are left out when they no longer fit.
+        repetition_penalty: for words that a step of the chain has said; 1 is none.
     """
 
-    def __init__(self, engine: Engine, spans: SpanTokenizer, *, max_new_tokens: int = 1024, context: int = 2048) -> None:
+    def __init__(self, engine: Engine, spans: SpanTokenizer, *, max_new_tokens: int = 1024, context: int = 2048,
+                 repetition_penalty: float = REPETITION_PENALTY) -> None:
         self._engine, self._spans, self._renderer = engine, spans, Renderer(spans)
-        self._max_new_tokens, self._context = max_new_tokens, context
+        self._max_new_tokens, self._context, self._repetition_penalty = max_new_tokens, context, repetition_penalty
         self.history: list[Reply] = []
 
     def reset(self) -> None:
@@ -73,7 +75,8 @@ class Chat:
         markers, stop_ids = self._spans.markers, self._renderer.stop_ids
         # Who names English asks for a translation, and may have it.
         guide = self._renderer.guide(self._max_new_tokens, chain=not english and "english" not in text.casefold())
-        sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide)
+        sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide, fresh_ids=self._renderer.fresh_ids,
+                            repetition_penalty=self._repetition_penalty)
         viewer = _Viewer(self._spans, stream)
         (made,) = self._engine.generate([self._prompt(text, english=english)], sampling=sampling,
                                         on_token=lambda _, token: viewer.add(token))
@@ -125,12 +128,13 @@ class _Viewer:
             self._stream.close()
 
 
-def load_chat(folder: Path | str, *, max_new_tokens: int = 1024) -> Chat:
+def load_chat(folder: Path | str, *, max_new_tokens: int = 1024, repetition_penalty: float = REPETITION_PENALTY) -> Chat:
     """Open a conversation with a transformed model.
 
     Args:
         folder: a run folder, or the folder of a merged model.
         max_new_tokens: of a whole chain.
+        repetition_penalty: for words that a step of the chain has said; 1 is none.
 
     Raises:
         RunError: there is no merged model.
@@ -145,4 +149,5 @@ def load_chat(folder: Path | str, *, max_new_tokens: int = 1024) -> Chat:
     place(model, device, compute_dtype("auto", device))
     spans = SpanTokenizer.load(merged)
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
-    return Chat(LocalEngine(model, pad_id=spans.pad_id, vocabulary=spans.size), spans, max_new_tokens=max_new_tokens, context=context)
+    return Chat(LocalEngine(model, pad_id=spans.pad_id, vocabulary=spans.size), spans, max_new_tokens=max_new_tokens, context=context,
+                repetition_penalty=repetition_penalty)

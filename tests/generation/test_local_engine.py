@@ -236,3 +236,30 @@ def test_lanes_stop_when_nobody_listens_and_tell_of_errors(make_chat_model: Make
 
     with pytest.raises(ZeroDivisionError):
         _all(engine, _prompts(), Sampling(3, guide=guide))
+
+
+def _penalised_by_hand(model: PreTrainedModel, prompt: list[int], penalty: float, fresh: int) -> list[int]:
+    """Greedy decoding of one prompt, a whole forward pass for each token, with the penalty as its paper has it."""
+    ids, start = list(prompt), len(prompt)
+    for _ in range(NEW):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        for token in set(ids[start:]):
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        ids.append(int(logits.argmax()))
+        if ids[-1] == fresh:
+            start = len(ids)
+    return ids[len(prompt):]
+
+
+def test_repetition_penalty_counts_from_the_last_fresh_id(make_chat_model: Make, greedy: Callable[[str], list[list[int]]]) -> None:
+    model = make_chat_model("tied")
+    plain = [ids for ids in greedy("tied") if len(set(ids)) < NEW]
+    assert plain, "some answer repeats itself, or there is nothing to see"
+    engine = LocalEngine(model, pad_id=0)
+    first = _all(engine, _prompts(), Sampling(NEW, repetition_penalty=1.5))
+    fresh = first[3].ids[5]
+    assert any(made.ids != ids for made, ids in zip(first, greedy("tied"), strict=True))
+    found = _all(engine, _prompts(), Sampling(NEW, repetition_penalty=1.5, fresh_ids=frozenset({fresh})))
+    assert [made.ids for made in found] == [_penalised_by_hand(model, prompt, 1.5, fresh) for prompt in _prompts()]
+    assert any(made.ids != other.ids for made, other in zip(found, first, strict=True)), "a fresh start changes what follows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ def made(home: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to *finetune*, with many translations."""
     folder = tmp_path_factory.mktemp("rows")
     mine = home.at(folder / "home")
-    mine.write(pretrain={"tokens": 0}, bitext={"tokens": 500},
+    with (mine.folder / "pairs.tsv").open("a", encoding="utf-8") as file:
+        file.writelines(f"Who painted the {what}?\t¿Quién pintó el {what}?\n" for what in ("bridge", "museum", "garden", "library"))
+    mine.write(data={"held_out": 0.01, "development": 0.01}, pretrain={"tokens": 0}, bitext={"tokens": 500},
                finetune={"translation": 0.8, "recovery": 0.1, "to_target": 0.75, "history": 0.5, "tokens": 300,
                          "sequence_length": 256, "micro_tokens": 256, "batch_tokens": 256})
     return transform(load_recipe(mine.recipe), runs=folder / "runs", until="finetune").folder
@@ -49,23 +52,25 @@ def test_a_share_of_chains_follows_earlier_turns_in_english(made: Path) -> None:
     long = [prompt for prompt in prompts if prompt.count("<|im_start|>user") > 1]
     assert len(prompts) == len(chains) and len(long) == len(chains) // 2 > 3
     assert {prompt.count("<|im_start|>user") for prompt in long} == {2, 3}
+    said = Counter(row["query"].strip() for row in chains)  # a tiny model translates several queries alike
     for prompt in long:
         before = next(query for turn, query in turns.items() if prompt.startswith(f"<|im_start|>{turn}"))
-        assert not prompt.endswith(f"user\n{before}<|im_end|>\n<|im_start|>assistant\n"), "its own turn is no history of it"
+        assert said[before] > 1 or not prompt.endswith(f"user\n{before}<|im_end|>\n<|im_start|>assistant\n"), "its own turn is no history"
 
 
 def test_translations_are_asked_for_in_all_words_and_both_directions(made: Path, home: Any) -> None:
     pairs = _lines(made / "prepare" / "pairs.train.jsonl")
-    queries = [{"english": row["query_en"], "target": row["query"]} for row in _lines(made / "bridge" / "chains.jsonl")]
     language = load_recipe(home.recipe).target
-    asked = {f"<|im_start|>user\n{message.content.strip()}<|im_end|>\n<|im_start|>assistant\n": (to, number, kind)
-             for kind, texts in (("query", queries), ("pair", pairs)) for text in texts for number in range(6)
-             for to, message in (("target", to_target(text["english"], language, number)),
-                                 ("english", to_english(text["target"], language, number)))}
+    asked = {f"<|im_start|>user\n{message.content}<|im_end|>\n<|im_start|>assistant\n": (to, number, pair["english"])
+             for pair in pairs for number in range(6)
+             for to, message in (("target", to_target(pair["english"], language, number)),
+                                 ("english", to_english(pair["target"], language, number)))}
     found = [asked[prompt] for prompt, _ in _texts(made) if prompt in asked]
     into_target = [number for to, number, _ in found if to == "target"]
-    into_english = [(number, kind) for to, number, kind in found if to == "english"]
+    into_english = [(number, english) for to, number, english in found if to == "english"]
     assert len(found) > 40 and len(into_target) == round(0.75 * len(found))
     assert set(into_target) == set(range(6)) == {number for number, _ in into_english}
-    about_queries = [number for number, kind in into_english if kind == "query"]
-    assert len(about_queries) == len(into_english) // 2 and len(set(about_queries)) > 3, "a request may be about a question"
+    taken = {english for to, _, english in found if to == "target"}
+    questions = {pair["english"] for pair in pairs if pair["english"].endswith("?")} - taken
+    assert questions and questions <= {english for _, english in into_english}, "all of the few that there are"
+    assert len({english for _, english in into_english}) == len(into_english), "no pair is asked for twice"

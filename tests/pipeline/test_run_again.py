@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,14 @@ def test_changed_evaluation_runs_alone(finished: Any, home: Any, tmp_path: Path)
     assert result.metrics is not None and result.metrics.settings["sentences"] == 3
     after = _files(run)
     assert {name for name in before if before[name] != after.get(name)} == {name for name in before if name.startswith("evaluate/")}
+
+
+def test_a_stage_that_was_taken_away_takes_what_read_it_along(finished: Any, home: Any, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path)
+    shutil.rmtree(run / "bridge")
+    assert _worked(home.recipe, tmp_path, until="bridge") == ["bridge"]
+    assert _stale(run) == {"finetune", "merge", "evaluate"}, "also for a later sitting: what they were made from is gone"
+    assert _worked(home.recipe, tmp_path) == ["finetune", "merge", "evaluate"]
 
 
 def test_until_and_from(home: Any, finished: Any, tmp_path: Path) -> None:

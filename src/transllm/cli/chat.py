@@ -24,6 +24,8 @@ HELP = """/chain   show the English steps of the last answer, and of all that fo
 def chat(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder, or the folder of a merged model.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most, its English steps included.")] = 512,
+    repetition_penalty: Annotated[float, typer.Option(min=1, help="For words that a step has said: the higher, the fewer loops. "
+                                                                  "1: plain greedy decoding.")] = 1.1,
 ) -> None:
     """Talk to the transformed model in its new language. Lines from a pipe are answered one by one."""
     from transllm.chat import load_chat
@@ -31,7 +33,7 @@ def chat(
     asked = sys.stdin.isatty()
     if asked:
         err().print(f"Loading {folder} ...", style="dim", markup=False)
-    session = _Session(load_chat(folder, max_new_tokens=max_tokens), talkative=asked)
+    session = _Session(load_chat(folder, max_new_tokens=max_tokens, repetition_penalty=repetition_penalty), talkative=asked)
     if asked:
         err().print("Write in the model's new language. /help lists the commands.", style="dim")
     for line in _lines(asked):

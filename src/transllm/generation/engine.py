@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+REPETITION_PENALTY = 1.1
+"""For answers and translations: a small model that decodes greedily else says one thing over and over (docs/results)."""
+
 Guide = Callable[[Sequence[int], int], int]
 """Sees what an answer says so far and the token that the model chose next; returns the token to write."""
 
@@ -21,6 +24,8 @@ class Sampling:
         stop_ids: ids that end an answer; the one met is part of the result.
         seed: of the sampling.
         guide: may write another token than the model chose.
+        repetition_penalty: what the logits of tokens that were said before are divided by (Keskar et al., arXiv 1909.05858); 1 is none.
+        fresh_ids: ids after which nothing counts as said, such as markers: each step of a chain says again what the step before said.
     """
 
     max_new_tokens: int
@@ -29,6 +34,8 @@ class Sampling:
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
     guide: Guide | None = None
+    repetition_penalty: float = 1.0
+    fresh_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,8 @@ class LocalEngine:
         for step in count():
             if stop is not None and stop.is_set():
                 return
+            if sampling.repetition_penalty != 1:
+                logits = _penalised(logits, rows, sampling)
             last = self._choose(logits, sampling, draws[:, step] if draws is not None else None)
             if sampling.guide is not None:
                 last = _guided(rows, last, sampling.guide)
@@ -183,6 +185,22 @@ def _guided(rows: Sequence[_Row], last_B: Tensor, guide: Guide) -> Tensor:
         if instead != token:
             row.overruled[len(row.ids)] = token
     return last_B.new_tensor(written)
+
+
+def _penalised(logits_BV: Tensor, rows: Sequence[_Row], sampling: Sampling) -> Tensor:
+    """Logits with those of the tokens that a row said since its last fresh start divided by the penalty (multiplied, if negative)."""
+    said = [(place, token) for place, row in enumerate(rows) for token in _since(row.ids, sampling.fresh_ids)]
+    if not said:
+        return logits_BV
+    at = torch.tensor(said, device=logits_BV.device).unbind(1)
+    old = logits_BV[at]
+    return logits_BV.index_put(at, torch.where(old > 0, old / sampling.repetition_penalty, old * sampling.repetition_penalty))
+
+
+def _since(ids: Sequence[int], fresh_ids: frozenset[int]) -> set[int]:
+    """The tokens that were said since the last of these ids."""
+    start = next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] in fresh_ids), 0)
+    return set(ids[start:])
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:

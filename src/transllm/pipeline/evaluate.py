@@ -27,7 +27,7 @@ from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
-from transllm.tcot import Message, parse, what_was_overruled
+from transllm.tcot import Guide, Message, parse, what_was_overruled
 from transllm.translation import SelfTranslator
 
 MODELS = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
@@ -191,7 +191,7 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
     # A model that rambles is cut where no translation would still go on: its score would only fall with each word more.
     longest = 16 + 2 * max(len(context.spans.encode_target(text)) for text in [*english, *target])
     if name == "bitext":
-        translator = SelfTranslator(engine, renderer, longest=longest)
+        translator = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=context.recipe.evaluate.repetition_penalty)
         return {"en_target": [one.text for one in translator.translate(english, to="target", progress=context.progress,
                                                                        label=f"{name}: translating to {language.name}")],
                 "target_en": [one.text for one in translator.translate(target, to="english", progress=context.progress,
@@ -203,11 +203,16 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: _Mate
             messages = [Message("user", message.content) for message in messages]
         # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
         guide = None if name == "original" else renderer.guide(longest, chain=False)
-        sampling = Sampling(longest, stop_ids=renderer.stop_ids, guide=guide)
+        sampling = _sampling(context, longest, guide)
         replies = _generate(context, engine, messages, sampling, f"{name}: translating")
         found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
                             for made in replies]
     return found
+
+
+def _sampling(context: Context, room: int, guide: Guide | None) -> Sampling:
+    return Sampling(room, stop_ids=context.renderer.stop_ids, guide=guide, fresh_ids=context.renderer.fresh_ids,
+                    repetition_penalty=context.recipe.evaluate.repetition_penalty)
 
 
 def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], sampling: Sampling, label: str) -> list[Generated]:
@@ -228,7 +233,7 @@ def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
     markers, stop_ids = spans.markers, context.renderer.stop_ids
     messages = [Message("user", query, "english" if original else "target") for query in queries]
     started = time.monotonic()
-    sampling = Sampling(room, stop_ids=stop_ids, guide=context.renderer.guide(room, chain=not original))
+    sampling = _sampling(context, room, context.renderer.guide(room, chain=not original))
     replies = _generate(context, engine, messages, sampling, "answering queries")
     seconds = time.monotonic() - started
     rows, formed, in_target = [], [], []

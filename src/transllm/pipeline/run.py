@@ -120,6 +120,15 @@ def status(folder: Path) -> list[StageStatus]:
     return result
 
 
+def _dependents(stage: Stage) -> list[str]:
+    """The stages that read what this one writes, at any remove."""
+    found = {stage.name}
+    for later in STAGES:  # in the order in which they run
+        if found & set(later.needs):
+            found.add(later.name)
+    return sorted(found - {stage.name})
+
+
 def _give_back_memory() -> None:
     """Let the system have what a stage freed: glibc keeps it in every thread's arena, and the next stage would come on top."""
     gc.collect()
@@ -139,6 +148,8 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str],
     if folder.exists() and (manifest is not None or begun_for(folder) != digest):
         (folder / MANIFEST).unlink(missing_ok=True)  # first: a kill while the rest goes must not leave a stage that looks finished
         shutil.rmtree(folder)
+    for later in _dependents(stage):  # their digests do not tell that this result is made anew: by hand, by --from, or by other code
+        (run / later / MANIFEST).unlink(missing_ok=True)
     folder.mkdir(exist_ok=True)
     begin(folder, digest)
     progress.stage(stage.name)

@@ -18,7 +18,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext),
     Stage("recover", (), ("model", "recover", "evaluate.answers"), recover),
     Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge),
-    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training"), finetune),
+    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training"), finetune, version=2),
     Stage("merge", ("extend", "finetune"), ("merge",), merge),
     Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate),
 )

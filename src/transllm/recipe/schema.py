@@ -288,6 +288,8 @@ class Evaluate(Section):
     """The original's own answers, for the KL to it."""
     max_new_tokens: Count = 384
     """A chain that is longer counts as cut."""
+    repetition_penalty: Annotated[float, Field(ge=1)] = 1.1
+    """Of all that is written to be measured, by the original model too, as in ``chat``. 1: plain greedy decoding, the paper's."""
     batch_size: Count = 64
 
 

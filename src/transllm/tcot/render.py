@@ -71,6 +71,11 @@ class Renderer:
         eos = self._template.eos_token_id
         return frozenset({self.end_id, *([] if eos is None else [eos])})
 
+    @property
+    def fresh_ids(self) -> frozenset[int]:
+        """Ids after which a text begins that may say again what was said: the markers."""
+        return frozenset({self.spans.markers.english, self.spans.markers.response, self.spans.markers.target})
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation, up to where the assistant is to speak."""
         ids: list[int] = []

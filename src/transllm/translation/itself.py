@@ -21,12 +21,15 @@ class SelfTranslator:
         longest: tokens a sentence may become.
         expansion: tokens a sentence may become for each token of its own, 16 apart. A model that rambles on one sentence else holds
             up the batch until ``longest``.
+        repetition_penalty: of what a sentence becomes.
     """
 
     name = "self"
 
-    def __init__(self, engine: Engine, renderer: Renderer, *, longest: int = 160, expansion: float = 8.0) -> None:
+    def __init__(self, engine: Engine, renderer: Renderer, *, longest: int = 160, expansion: float = 8.0,
+                 repetition_penalty: float = 1.0) -> None:
         self._engine, self._renderer, self._longest, self._expansion = engine, renderer, longest, expansion
+        self._repetition_penalty = repetition_penalty
 
     def translate(self, texts: Sequence[str], *, to: Literal["english", "target"], progress: Progress, label: str) -> list[Translation]:
         """See ``Translator.translate``. Equal sentences are translated once."""
@@ -46,11 +49,12 @@ class SelfTranslator:
         language: Literal["english", "target"] = "english" if to == "target" else "target"
         prompts = [[*self._renderer.answer([Span(source, sentence, language)], end=False), result] for sentence in sentences]
         # A marker inside a translation would be a second sentence: it ends this one.
-        stops = self._renderer.stop_ids | {markers.english, markers.response, markers.target}
+        sampling = Sampling(self._longest, stop_ids=self._renderer.stop_ids | self._renderer.fresh_ids,
+                            repetition_penalty=self._repetition_penalty)
         found: dict[str, Translation] = {}
         with progress.task(label, len(prompts), "sentences") as bar:
             limits = [16 + round(self._expansion * len(prompt)) for prompt in prompts]
-            for made in self._engine.generate(prompts, sampling=Sampling(self._longest, stop_ids=frozenset(stops)), limits=limits):
+            for made in self._engine.generate(prompts, sampling=sampling, limits=limits):
                 ids = made.ids[:-1] if made.finish == "stop" else made.ids
                 found[sentences[made.index]] = Translation(self._renderer.spans.decode(ids).strip(), made.finish == "length")
                 bar.advance(1)
