@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerFast
 
 from transllm.languages import Language
 from transllm.model import Known, interleaved
@@ -34,20 +31,8 @@ class Texts:
 
 
 def new_sub_tokens(spans: SpanTokenizer) -> dict[int, list[int]]:
-    """New id -> the original ids that it stands for: of a piece what it replaces, of a marker what it means.
-
-    A marker's row starts halfway between two kinds of old rows: the words that name what follows (" Spanish"), and the token with which
-    the chat template opens a turn, if it is one of its own. Neither is what a model would write where a marker is due: not in the
-    middle of an answer. A colon was ("Spanish:", until version 2 of the stage): in a tied head the marker's row was then half the
-    colon's, and trained models wrote a colon in its place in three of 50 answers.
-    """
-    parts = sub_tokens(spans.original, spans.extended, descriptions=_descriptions(spans.language))
-    opening = _opening(spans.original)
-    if opening is not None:
-        for marker in (spans.markers.english, spans.markers.response, spans.markers.target):
-            # As often as there are words, so that it weighs half however the name is cut.
-            parts[marker] = [*parts[marker], *[opening] * len(parts[marker])]
-    return parts
+    """New id -> the original ids that it stands for: of a piece what it replaces, of a marker what it means."""
+    return sub_tokens(spans.original, spans.extended, descriptions=_descriptions(spans.language))
 
 
 def known(spans: SpanTokenizer, parts: Mapping[int, Sequence[int]], texts: Texts, *, seed: int) -> Known:
@@ -65,17 +50,9 @@ def known(spans: SpanTokenizer, parts: Mapping[int, Sequence[int]], texts: Texts
 
 
 def _descriptions(language: Language) -> dict[str, str]:
-    """English words for each marker, and for the pad."""
+    """English words whose mean starts the row of each marker and of the pad."""
     english, response, target = marker_texts(language)
-    return {english: " English", response: " Answer", target: f" {language.name}", PAD: " "}
-
-
-def _opening(original: PreTrainedTokenizerFast) -> int | None:
-    """The special token that a conversation begins with; None where it begins with plain text, or with what also ends one."""
-    text: Any = original.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
-    ids: list[int] = original.encode(text, add_special_tokens=False)
-    special = {token_id for token_id, token in original.added_tokens_decoder.items() if token.special}
-    return ids[0] if ids and ids[0] in special and ids[0] != original.eos_token_id else None
+    return {english: "English:", response: "Answer:", target: f"{language.name}:", PAD: " "}
 
 
 def _documents(spans: SpanTokenizer, texts: Texts) -> Iterator[list[int]]:
