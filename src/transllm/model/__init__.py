@@ -5,16 +5,19 @@ from transllm.model.attention import PACKED, Documents, enable_packed, hidden_st
 from transllm.model.grow import grow
 from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest, place, save_folder
 from transllm.model.precision import compute_dtype, default_device
+from transllm.model.proof import RowProof, copy_rows, prove_rows
 
 __all__ = [
     "PACKED",
     "Adapted",
     "Documents",
     "LoadedModel",
+    "RowProof",
     "adapter_digest",
     "attach",
     "check_sizes",
     "compute_dtype",
+    "copy_rows",
     "default_device",
     "enable_packed",
     "end_of_turn_ids",
@@ -25,5 +28,6 @@ __all__ = [
     "load_merged",
     "original_digest",
     "place",
+    "prove_rows",
     "save_folder",
 ]

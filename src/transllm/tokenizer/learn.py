@@ -107,10 +107,11 @@ def learn_merges(tokenizer: PreTrainedTokenizerFast, target_texts: Iterable[str]
     backend, pre_tokens = _backend(original, script, sample) if whole_words else (original, (0, 0))
     learner = _Learner(tokenizer, script=None if latin else script)
     learner.forbid(cut(original, _in_all_cases(text for text in stretches(english_texts) if not script.found_in(text))).pairs().tolist())
-    joiner = Joiner(cut(backend, sample, progress=reading), min_count=max(1, min_count))
+    changed = backend is not original
+    joiner = Joiner(cut(backend, sample, single=re.compile(script.run) if changed else None, progress=reading), min_count=max(1, min_count))
     del sample
     learner.learn(joiner, size, least_saving, progress)
-    return learner.result(joiner, script, backend is not original, pre_tokens)
+    return learner.result(joiner, script, changed, pre_tokens)
 
 
 def _backend(original: Tokenizer, script: Script, sample: Iterable[str]) -> tuple[Tokenizer, tuple[int, int]]:

@@ -53,8 +53,8 @@ def prove_kept(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerF
     differ = found.sentences - found.identical
     if differ > (1 - least) * max(_FEW, found.sentences):
         shown = "; ".join(f"'{str(item['text'])[:60]}'" for item in found.differences[:3])
-        raise ModelError(f"{differ:,} of {found.sentences:,} sentences of {what} that nothing was learned from are cut otherwise than before "
-                         f"({shown}); at most {1 - least:.1%} may be. Give more English text (data.english), take fewer sub-words "
+        raise ModelError(f"{differ:,} of {found.sentences:,} sentences of {what} that nothing was learned from are cut otherwise than "
+                         f"before ({shown}); at most {1 - least:.1%} may be. Give more English text (data.english), take fewer sub-words "
                          "(extend.vocab_size), or accept it (extend.min_identical).")
     return found
 
@@ -76,7 +76,8 @@ def prove_round_trips(original: PreTrainedTokenizerFast, extended: PreTrainedTok
     for raw in strings:
         pieces = [token.value for token in new.model.tokenize(byte_piece(raw))]
         if b"".join(map(piece_bytes, pieces)) != raw:
-            raise ModelError(f"The extended tokenizer loses the bytes {raw.hex(' ')}. This is a bug; please report it with the model's name.")
+            raise ModelError(f"The extended tokenizer loses the bytes {raw.hex(' ')}. "
+                             "This is a bug; please report it with the model's name.")
     made = [*texts, *(_random_text(draw) for _ in range(count))]
     for text, before, after in zip(made, old.decode_batch(plain_ids(old, made)), new.decode_batch(plain_ids(new, made)), strict=True):
         if after != before:

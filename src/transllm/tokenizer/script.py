@@ -43,6 +43,11 @@ class Script:
     def __bool__(self) -> bool:
         return bool(self.names)
 
+    @property
+    def run(self) -> str:
+        """A regular expression of a run of letters and marks, with the space before it: what a pre-token is to be."""
+        return f" ?[{self.characters}][{self.characters}{_JOINERS}]*"
+
     def found_in(self, text: str) -> bool:
         """Whether the text holds a letter or mark of the script."""
         return bool(self) and _pattern(self.characters).search(text) is not None
@@ -114,16 +119,15 @@ def whole_words(pre_tokenizer: dict[str, Any] | None, script: Script) -> dict[st
     """
     if pre_tokenizer is None or not script:
         return None
-    run = f" ?[{script.characters}][{script.characters}{_JOINERS}]*"
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    amended: list[dict[str, Any]] = [_split(run)]
+    amended: list[dict[str, Any]] = [_split(script.run)]
     for step in steps:
         if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
             return None
         if step["type"] == "ByteLevel" and step.get("use_regex", True):
-            amended += [_split(f"{run}|{_GPT_2}"), {**step, "use_regex": False}]
+            amended += [_split(f"{script.run}|{_GPT_2}"), {**step, "use_regex": False}]
         elif step["type"] == "Split" and "Regex" in step["pattern"]:
-            amended.append({**step, "pattern": {"Regex": f"{run}|(?:{step['pattern']['Regex']})"}})
+            amended.append({**step, "pattern": {"Regex": f"{script.run}|(?:{step['pattern']['Regex']})"}})
         elif step["type"] in ("Digits", "ByteLevel"):
             amended.append(step)
         else:
