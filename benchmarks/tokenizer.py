@@ -52,8 +52,8 @@ SENTENCES = 10_000
 CHARACTERS = 20_000_000
 THAI = ("mono/iapp_thwiki_articles.jsonl.xz", "mono/wisesight_neg.th.txt.xz", "mono/wisesight_neu.th.txt.xz",
         "mono/wisesight_pos.th.txt.xz", "mono/wisesight_q.th.txt.xz", "mono/thaigov_v2_train_80M.jsonl.xz")
-PAIRS = {"parallel/ddtp_en-es.tsv.gz": (0, 1), "parallel/en-es_bible_WEB-RV1909.tsv.gz": (1, 2), "parallel/en-es_pip_ui_l10n.tsv.gz": (0, 1),
-         "parallel/lohelp_en-es.tsv.gz": (0, 1)}
+PAIRS = {"parallel/ddtp_en-es.tsv.gz": (0, 1), "parallel/en-es_bible_WEB-RV1909.tsv.gz": (1, 2),
+         "parallel/en-es_pip_ui_l10n.tsv.gz": (0, 1), "parallel/lohelp_en-es.tsv.gz": (0, 1)}
 """Files, and which columns hold English and Spanish."""
 PUD = {"th": "bench/pud500_en-th.tsv", "es": "bench/pud500_en-es.tsv"}
 

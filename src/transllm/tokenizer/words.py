@@ -1,8 +1,8 @@
 """A sample of text as rows of original tokens, each stretch between two spaces once, with how often it occurs.
 
 No rule of a byte-level BPE joins what a space parts, so a text is cut at its spaces first and what repeats is cut into tokens
-once: a thirtieth of a spaced language's text, three quarters of Thai's, whose stretches are whole clauses. What is left of the work is the
-tokenizer's own and runs on all cores. Line ends are left out: they are no part of words.
+once: a small part of a spaced language's text, three quarters of Thai's (20 million characters), whose stretches are whole clauses. What is
+left of the work is the tokenizer's own and runs on all cores. Line ends are left out: they are no part of words.
 """
 
 from __future__ import annotations
