@@ -51,6 +51,7 @@ def test_english_is_held_to_its_share(original: Fast, extended: Fast, texts: Any
 
 def test_pieces_come_back_from_a_gguf_file(original: Fast, extended: Fast) -> None:
     assert prove_gguf(extended, first=id_limit(original)) == 150
+    assert prove_gguf(original, first=id_limit(original)) == 0
 
 
 def test_throughput_is_measured_in_turn(original: Fast, extended: Fast, texts: Any) -> None:

@@ -121,6 +121,8 @@ def prove_gguf(extended: PreTrainedTokenizerFast, *, first: int) -> int:
     merges = [(left, right) for left, right in model["merges"]]
     new = [merge for merge in merges if vocabulary["".join(merge)] >= first]
     pieces = ["".join(merge) for merge in new]
+    if not pieces:
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         tokens, joined = _through_gguf(Path(folder) / "vocabulary.gguf", pieces, [" ".join(merge) for merge in new])
     found = {token: token_id for token, token_id in vocabulary.items() if token_id < first}

@@ -112,7 +112,8 @@ def _leads(characters: str) -> re.Pattern[bytes]:
 def whole_words(pre_tokenizer: dict[str, Any] | None, script: Script) -> dict[str, Any] | None:
     """The pre-tokenizer of a ``tokenizer.json`` with runs of the script's letters and marks as pre-tokens of their own.
 
-    The first step parts the runs from all else; then each rule gets a first choice that takes a run whole, so that none cuts it again.
+    Each rule gets a first choice that takes a run whole. A step of its own before them would also part a word of other letters that runs
+    into the script without a space, but makes English 6 % slower to cut (PUD, paired rounds) and Thai no shorter.
 
     Returns:
         None where that cannot be said in the file's terms (a step that puts a space before a text, or none at all).
@@ -120,12 +121,13 @@ def whole_words(pre_tokenizer: dict[str, Any] | None, script: Script) -> dict[st
     if pre_tokenizer is None or not script:
         return None
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    amended: list[dict[str, Any]] = [_split(script.run)]
+    amended: list[dict[str, Any]] = []
     for step in steps:
         if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
             return None
         if step["type"] == "ByteLevel" and step.get("use_regex", True):
-            amended += [_split(f"{script.run}|{_GPT_2}"), {**step, "use_regex": False}]
+            rule = {"type": "Split", "pattern": {"Regex": f"{script.run}|{_GPT_2}"}, "behavior": "Isolated", "invert": False}
+            amended += [rule, {**step, "use_regex": False}]
         elif step["type"] == "Split" and "Regex" in step["pattern"]:
             amended.append({**step, "pattern": {"Regex": f"{script.run}|(?:{step['pattern']['Regex']})"}})
         elif step["type"] in ("Digits", "ByteLevel"):
@@ -133,10 +135,6 @@ def whole_words(pre_tokenizer: dict[str, Any] | None, script: Script) -> dict[st
         else:
             return None
     return {"type": "Sequence", "pretokenizers": amended}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def with_whole_words(tokenizer_json: str, script: Script) -> str | None:
