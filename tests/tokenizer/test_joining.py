@@ -119,3 +119,12 @@ def test_code_and_addresses_are_not_learned(original: Fast) -> None:
     assert learned.dropped["code"] > 0 and learned.dropped["url"] > 0
     assert not any(sign in piece for piece in learned.pieces for sign in ("{", "=", "_", "/"))
     assert "www" not in learned.pieces and "http" not in learned.pieces
+
+
+def test_short_plain_pieces_inside_words_must_be_worth_it(gpt2_like: Fast) -> None:
+    """They stand in names that no English sample holds."""
+    often, seldom = ["ñzos"] * 2000, ["ñkuq"] * 3
+    common = learn_merges(gpt2_like, often + ["niño"] * 9000, [], size=300, min_count=2)
+    rare = learn_merges(gpt2_like, ["ñzos " * 40] * 900 + seldom, [], size=300, min_count=2)
+    assert "zo" in common.pieces or "os" in common.pieces or "zos" in common.pieces
+    assert rare.dropped["short"] > 0 and not any(piece in rare.pieces for piece in ("ku", "uq", "kuq"))
