@@ -49,7 +49,6 @@ from transllm.tokenizer import (
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = 10_000
-CHARACTERS = 20_000_000
 THAI = ("mono/iapp_thwiki_articles.jsonl.xz", "mono/wisesight_neg.th.txt.xz", "mono/wisesight_neu.th.txt.xz",
         "mono/wisesight_pos.th.txt.xz", "mono/wisesight_q.th.txt.xz", "mono/thaigov_v2_train_80M.jsonl.xz")
 PAIRS = {"parallel/ddtp_en-es.tsv.gz": (0, 1), "parallel/en-es_bible_WEB-RV1909.tsv.gz": (1, 2),
@@ -58,10 +57,9 @@ PAIRS = {"parallel/ddtp_en-es.tsv.gz": (0, 1), "parallel/en-es_bible_WEB-RV1909.
 PUD = {"th": "bench/pud500_en-th.tsv", "es": "bench/pud500_en-es.tsv"}
 
 
-def thai_texts(data: Path) -> list[str]:
-    """The documents of mono/, small sources first, up to ``CHARACTERS``."""
+def thai_texts(data: Path, left: int) -> list[str]:
+    """The documents of mono/, small sources first, up to so many characters."""
     taken: list[str] = []
-    left = CHARACTERS
     for name in THAI:
         with lzma.open(data / name, "rt", encoding="utf-8") as file:
             for line in file:
@@ -88,12 +86,12 @@ def pud(data: Path, code: str) -> tuple[list[str], list[str]]:
     return [row[-2] for row in rows], [row[-1] for row in rows]
 
 
-def build(code: str, original: str, data: Path, pieces: int, out: str) -> None:
+def build(code: str, original: str, data: Path, pieces: int, characters: int, out: str) -> None:
     """Learn and merge, in a process of its own; writes the tokenizer and what it took."""
     tokenizer = load_tokenizer(Path(original))
     both = list(pairs(data))
     english = [row[0] for row in both]
-    target = thai_texts(data) if code == "th" else [row[1] for row in both]
+    target = thai_texts(data, characters) if code == "th" else [row[1] for row in both]
     started = time.perf_counter()
     with PeakMemory() as memory:
         learned = learn_merges(tokenizer, target, english, size=pieces, min_count=5 if code == "th" else 2, latin=LANGUAGES[code].latin)
@@ -154,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--pieces", type=int, default=8000)
+    parser.add_argument("--characters", type=int, default=20_000_000, help="of Thai to learn on")
     parser.add_argument("--rounds", type=int, default=21)
     given = parser.parse_args()
     missing = [name for name in (*THAI, *PAIRS, *PUD.values()) if not (given.data / name).is_file()]
@@ -168,7 +167,8 @@ def main() -> None:
         found = {}
         for code in ("th", "es"):
             process = multiprocessing.get_context("spawn").Process(
-                target=build, args=(code, str(Path(name) / "original"), given.data, given.pieces, str(Path(name) / code)))
+                target=build, args=(code, str(Path(name) / "original"), given.data, given.pieces, given.characters,
+                                    str(Path(name) / code)))
             process.start()
             process.join()
             if process.exitcode:
