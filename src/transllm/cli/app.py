@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from transllm.cli import chat, check, init, inspect, plan, report, run, status
+from transllm.cli import chat, check, extend, init, inspect, plan, report, run, status
 from transllm.cli.console import fail
 from transllm.errors import TransLLMError
 
@@ -98,6 +98,7 @@ app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("check")(check.check)
 app.command("run")(run.run)
+app.command("extend")(extend.extend)
 app.command("status")(status.status)
 app.command("chat")(chat.chat)
 app.add_typer(inspect.app, name="inspect")

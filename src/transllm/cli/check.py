@@ -57,7 +57,7 @@ def _summary(recipe: Recipe) -> Table:
                     title=f"{recipe.name}: {recipe.model.source} to {target.name} ({target.native}), marker {target.marker}")
     table.add_row("data", f"sources: {len(data.parallel)} of pairs, {len(data.target)} of {target.name}, {len(data.english)} of English; "
                   f"{data.held_out:.1%} held out, {data.development:.1%} for development")
-    table.add_row("extend", f"up to {recipe.extend.vocab_size:,} new sub-words" if recipe.extend.vocab_size else "markers only")
+    table.add_row("extend", f"up to {recipe.extend.at_most:,} new sub-words" if recipe.extend.vocab_size else "markers only")
     for name in ("pretrain", "bitext", "finetune"):
         stage = getattr(recipe, name)
         what = (f"{count(stage.tokens)} tokens in {-(-stage.tokens // stage.batch_tokens):,} steps, learning rate {stage.learning_rate:g}"

@@ -24,7 +24,7 @@ def init(
     """Write a short, commented recipe for a model and a language."""
     from transllm.recipe import write_recipe
 
-    path = path or Path(f"{_short(model)}-{language}.yaml")
+    path = path or Path(f"{short_name(model)}-{language}.yaml")
     write_recipe(path, model=model, language=language, name=name, native=native, parallel=parallel or (), target=target or (), force=force)
     console = out()
     console.print(f"Wrote {path}. Read it, then:", markup=False)
@@ -32,7 +32,7 @@ def init(
         console.print(f"  transllm {verb} {path}   {what}", markup=False)
 
 
-def _short(model: str) -> str:
+def short_name(model: str) -> str:
     """The model's own name: no owner, no ending, no version."""
     name = model.removeprefix("package:").split("==")[0].rstrip("/").split("/")[-1].removesuffix(".gguf")
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "recipe"

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from transllm.cli.console import err, out, run_folder
-from transllm.cli.segments import fertility_table, html_page, mask_line, piece_line, tokenizers_of
+from transllm.cli.segments import (
+    fertility_of_manifest,
+    fertility_table,
+    html_page,
+    mask_line,
+    piece_line,
+    run_of,
+    throughput_line,
+    tokenizers_of,
+)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at what the model reads: tokens, training rows.")
 
@@ -20,8 +29,10 @@ def tokens(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to cut. Default: a pipe's, or the run's.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with the cuts in colour.")] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Where run folders are, for a recipe.")] = Path("runs"),
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure how fast both tokenizers are, in a few seconds.")] = False,
 ) -> None:
-    """Show how texts are cut before and after the extension, and what a word costs in tokens."""
+    """Show how texts are cut before and after the extension, and what a word, a character and a byte cost in tokens: in these texts, and
+    in the held-out text of the language and of English that the extension was measured on."""
     spans, samples = tokenizers_of(where, runs=runs)
     if not texts:
         texts = [] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin if line.strip()]
@@ -31,6 +42,11 @@ def tokens(
         for label, tokenizer in (("before", spans.original), ("after", spans.extended)):
             console.print(piece_line(label, tokenizer, text, colour=console.is_terminal, new_from=spans.original_size))
     console.print(fertility_table(spans, texts))
+    folder = run_of(where, runs=runs)
+    if (held_out := fertility_of_manifest(folder)) is not None:
+        console.print(held_out)
+    if speed:
+        console.print(throughput_line(spans, texts))
     if html is not None:
         html.write_text(html_page(spans, texts), encoding="utf-8")
         err().print(f"Wrote {html}", markup=False)

@@ -22,6 +22,14 @@ _INKS = ("black on #a8d1ff", "black on #ffd59e", "black on #b9e8b4", "black on #
 _PAPERS = ("#a8d1ff", "#ffd59e", "#b9e8b4", "#f3bde0", "#ffef9f")
 _SAMPLES = 3
 _SAMPLE_CHARACTERS = 200
+_TIMED_CHARACTERS = 200_000
+
+
+def run_of(where: Path, *, runs: Path) -> Path:
+    """The run folder of a recipe; any folder is itself."""
+    from transllm.recipe import load_recipe
+
+    return runs / load_recipe(where).name if where.is_file() else where
 
 
 def tokenizers_of(where: Path, *, runs: Path) -> tuple[SpanTokenizer, Callable[[], list[str]]]:
@@ -34,11 +42,7 @@ def tokenizers_of(where: Path, *, runs: Path) -> tuple[SpanTokenizer, Callable[[
     Raises:
         RunError: the tokenizer was not extended yet.
     """
-    from transllm.recipe import load_recipe
-
-    run = where
-    if where.is_file():
-        run = runs / load_recipe(where).name
+    run = run_of(where, runs=runs)
     folder = next((place for place in (run / "extend", run) if (place / "original_tokenizer").is_dir()), None)
     if folder is None:
         hint = f"Run: transllm run {where} --until extend" if where.is_file() else "Name a run folder, its extend/ folder, or a recipe."
@@ -105,7 +109,40 @@ def fertility_table(spans: SpanTokenizer, texts: Iterable[str]) -> Table:
     return table
 
 
-def html_page(spans: SpanTokenizer, texts: Iterable[str]) -> str:
+def fertility_of_manifest(folder: Path) -> Table | None:
+    """What *extend* measured on held-out text, of a stage's or an extended model's folder; None where there is no manifest."""
+    from transllm.pipeline.stage import read_manifest
+
+    manifest = read_manifest(folder) or read_manifest(folder / "extend")
+    measured = manifest["metrics"].get("fertility") if manifest is not None else None
+    if not measured:
+        return None
+    numbers = ("Tokens", "per word", "per character", "per byte", "fewer")
+    table = listing("Held-out text", "", *numbers, title="Fertility", numbers=numbers)
+    for name, both in measured.items():
+        for when in ("before", "after"):
+            figures = both[when]
+            fewer = both["before"]["tokens"] / (figures["tokens"] or 1)
+            table.add_row(name if when == "before" else "", when, f"{figures['tokens']:,}", f"{figures['tokens_per_word']:.3f}",
+                          f"{figures['tokens_per_character']:.3f}", f"{figures['tokens_per_byte']:.3f}",
+                          f"{fewer:.2f} times" if when == "after" else "")
+    return table
+
+
+def throughput_line(spans: SpanTokenizer, texts: Sequence[str]) -> str:
+    """Characters a second of both tokenizers, measured in turn on the texts, repeated until there is something to measure."""
+    from statistics import median
+
+    from transllm.tokenizer import throughput
+
+    repeated = list(texts) * max(1, -(-_TIMED_CHARACTERS // max(1, sum(map(len, texts)))))
+    found = throughput(spans.original, spans.extended, repeated)
+    low, high = found.spread
+    return (f"Throughput, characters a second: {median(found.before):,.0f} before, {median(found.after):,.0f} after "
+            f"(ratio {found.ratio:.2f}, quartiles {low:.2f} to {high:.2f} of {len(found.ratios)} rounds in turn)")
+
+
+def html_page(spans: SpanTokenizer, texts: Sequence[str]) -> str:
     """One self-contained page with all texts, cut before and after."""
     from transllm.tokenizer import segment
 
@@ -125,7 +162,20 @@ def html_page(spans: SpanTokenizer, texts: Iterable[str]) -> str:
             "table{margin:0 0 1.5rem;border-spacing:.6rem .2rem}th{font-weight:400;text-align:left;color:#666}td,th{vertical-align:top}"
             "span{padding:.1em 0;border-radius:3px;white-space:pre-wrap}.new{border-bottom:2px solid #111}</style>"
             "<h1>Tokens before and after</h1><p>Each colour is a token, the number counts them; new sub-words are underlined.</p>"
-            + "".join(blocks) + "\n")
+            + "".join(blocks) + _fertility_rows(spans, texts) + "\n")
+
+
+def _fertility_rows(spans: SpanTokenizer, texts: Sequence[str]) -> str:
+    """The table of :func:`fertility_table` for the page."""
+    from transllm.tokenizer import fertility
+
+    rows = []
+    for label, tokenizer in (("before", spans.original), ("after", spans.extended)):
+        found = fertility(tokenizer, texts)
+        rows.append(f"<tr><th>{label}</th><td>{found.tokens:,}</td><td>{found.tokens_per_word:.3f}</td>"
+                    f"<td>{found.tokens_per_character:.3f}</td><td>{found.tokens_per_byte:.3f}</td></tr>")
+    return ("<h2>Fertility</h2><table><tr><th></th><th>tokens</th><th>per word</th><th>per character</th><th>per byte</th></tr>"
+            f"{''.join(rows)}</table>")
 
 
 def _visible(piece: str) -> str:

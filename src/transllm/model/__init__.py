@@ -6,6 +6,7 @@ from transllm.model.grow import grow
 from transllm.model.initial import METHODS, Known, Start, interleaved, start_of
 from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest, place, save_folder
 from transllm.model.precision import compute_dtype, default_device
+from transllm.model.proof import RowProof, copy_rows, prove_rows
 
 __all__ = [
     "METHODS",
@@ -14,11 +15,13 @@ __all__ = [
     "Documents",
     "Known",
     "LoadedModel",
+    "RowProof",
     "Start",
     "adapter_digest",
     "attach",
     "check_sizes",
     "compute_dtype",
+    "copy_rows",
     "default_device",
     "enable_packed",
     "end_of_turn_ids",
@@ -30,6 +33,7 @@ __all__ = [
     "load_merged",
     "original_digest",
     "place",
+    "prove_rows",
     "save_folder",
     "start_of",
 ]

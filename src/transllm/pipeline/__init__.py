@@ -5,6 +5,7 @@ from transllm.pipeline.plan import Plan, plan
 from transllm.pipeline.run import Run, StageStatus, status, transform
 from transllm.pipeline.stage import Context, Result, Stage
 from transllm.pipeline.stages import STAGES
+from transllm.pipeline.standalone import extend_model
 from transllm.progress import Progress, Silent, Task
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Stage",
     "StageStatus",
     "Task",
+    "extend_model",
     "inspect_rows",
     "plan",
     "status",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from transllm.data.sources import read_pairs
-from transllm.model import check_sizes, grow, load_chat_model, save_folder, start_of
-from transllm.pipeline.new_rows import PAD, SAMPLE_CHARACTERS, Texts, known, new_sub_tokens, sample
-from transllm.pipeline.prepare import read_part
+from transllm.model import check_sizes, copy_rows, grow, load_chat_model, save_folder, start_of
+from transllm.pipeline.corpus import ENGLISH, doubts, too_small
+from transllm.pipeline.new_rows import PAD, SAMPLE_CHARACTERS, Texts, known, new_sub_tokens
+from transllm.pipeline.prepare import read_part, sample_part
+from transllm.pipeline.proof import prove
 from transllm.pipeline.stage import Context, Result
 from transllm.progress import Task
-from transllm.tokenizer import Learned, SpanTokenizer, compare, extend_tokenizer, fertility, learn_merges, marker_texts
+from transllm.tokenizer import Learned, SpanTokenizer, extend_tokenizer, fertility, id_limit, learn_merges, marker_texts
 
 _MEASURED = 1_000_000  # characters of held-out text that fertility is measured on
 
@@ -22,16 +24,14 @@ def extend(context: Context) -> Result:
     recipe, settings = context.recipe, context.recipe.extend
     loaded = load_chat_model(recipe.model, folder=recipe.folder, cache=context.cache)
     model, original = loaded.model, loaded.tokenizer
-    learned = Learned([], [], {})
+    learned, warnings = Learned([], [], {}), list[str]()
     if settings.vocab_size:
-        with context.progress.task("learning sub-words", settings.vocab_size, "sub-words") as bar:
-            learned = learn_merges(
-                original, sample(_train(context, "target"), settings.sample_characters),
-                sample(_train(context, "english"), settings.sample_characters),
-                size=settings.vocab_size, min_count=settings.min_count, latin=recipe.target.latin, progress=_absolute(bar))
-    markers = marker_texts(recipe.target)
-    extended = extend_tokenizer(original, learned, markers=markers, pad=PAD)
+        learned, warnings = _learn(context, original)
+    for warning in warnings:
+        context.progress.say(f"Warning: {warning}")
+    extended = extend_tokenizer(original, learned, markers=marker_texts(recipe.target), pad=PAD)
     spans = SpanTokenizer(original, extended, recipe.target)
+    before = copy_rows(model, size=id_limit(original))
     parts = new_sub_tokens(spans)
     texts, sources = _texts(context)
     facts = known(spans, parts, texts, seed=recipe.seed)
@@ -40,22 +40,46 @@ def extend(context: Context) -> Result:
     check_sizes(model, extended, where="the extended model")
     save_folder(model, context.folder)
     spans.save(context.folder)
-    metrics = _measure(context, spans) | {"new_pieces": len(learned.pieces), "vocabulary": spans.size, "original_size": spans.original_size,
-                                          "dropped_for_english": learned.dropped.get("english", 0),
-                                          "rows_started": {name: len(one.ids) for name, one in
-                                                           ((settings.init, start), (settings.head_init, head_start)) if one is not None}}
+    held = {name: sample_part(context.run, name, "held_out", characters=_MEASURED) for name in ("target", "english")}
+    proof = prove(context, spans, learned, held, before, model)
+    metrics = {"fertility": {name: {"before": asdict(fertility(original, texts)), "after": asdict(fertility(extended, texts))}
+                             for name, texts in held.items()},
+               **proof, "new_pieces": len(learned.pieces), "vocabulary": spans.size, "original_size": spans.original_size,
+               "dropped_for_english": learned.dropped.get("english", 0), "only_parts": learned.only_parts, "curve": learned.curve,
+               "pre_tokens": {"before": learned.pre_tokens[0], "after": learned.pre_tokens[1], "changed": learned.whole_words},
+               "rows_started": {name: len(one.ids) for name, one in
+                                ((settings.init, start), (settings.head_init, head_start)) if one is not None},
+               "warnings": warnings}
     return Result(counts={"pieces": {"read": len(learned.pieces) + sum(learned.dropped.values()), "kept": len(learned.pieces),
-                                     "dropped": dict(learned.dropped)}}, metrics=metrics, sources=sources)
+                                     "dropped": {reason: times for reason, times in learned.dropped.items() if times}}},
+                  metrics=metrics, sources=sources)
 
 
-def _absolute(bar: Task) -> Callable[[int, int], None]:
-    """A callback of (done so far, total) on a bar that takes steps."""
-    shown = 0
+def _learn(context: Context, original: Any) -> tuple[Learned, list[str]]:
+    """Learn on a part of the training text; also gives what is doubtful about that text."""
+    recipe, settings = context.recipe, context.recipe.extend
+    target, english = (sample_part(context.run, name, "train", characters=settings.sample_characters) for name in ("target", "english"))
+    warnings = doubts(target, recipe.target) + doubts(english, ENGLISH)
+    with (context.progress.task("cutting the sample", 100, "%") as reading,
+          context.progress.task("learning sub-words", settings.at_most, "sub-words") as learning):
+        learned = learn_merges(
+            original, target, english, size=settings.at_most, min_count=settings.min_count, latin=recipe.target.latin,
+            least_saving=settings.least_saving if settings.vocab_size == "auto" else None, whole_words=settings.whole_words,
+            progress=_steps(learning, settings.at_most), reading=_steps(reading, 100))
+    if settings.vocab_size != "auto" and len(learned.pieces) < settings.vocab_size:
+        warnings.append(too_small(len(learned.pieces), settings.vocab_size, sum(map(len, target)), settings.min_count))
+    return learned, warnings
 
-    def report(done: int, total: int) -> None:
+
+def _steps(task: Task, total: int) -> Callable[[int, int], None]:
+    """A callback of (done so far, all) on a task that takes steps and has ``total`` of them."""
+    shown = 0.0
+
+    def report(done: int, everything: int) -> None:
         nonlocal shown
-        bar.advance(done - shown)
-        shown = done
+        now = total * done / max(1, everything)
+        task.advance(now - shown)
+        shown = now
 
     return report
 
@@ -73,18 +97,5 @@ def _texts(context: Context) -> tuple[Texts, list[dict[str, Any]]]:
     if not {settings.init, settings.head_init} & {"focus", "omp"}:
         return Texts(lexicon=lexicon), sources
     pairs = [(row["english"], row["target"]) for row in read_part(context.run, "pairs", "train")]
-    target, english = (sample(_train(context, side), SAMPLE_CHARACTERS) for side in ("target", "english"))
+    target, english = (sample_part(context.run, side, "train", characters=SAMPLE_CHARACTERS) for side in ("target", "english"))
     return Texts(target, english, pairs, lexicon), sources
-
-
-def _train(context: Context, name: str) -> Iterator[str]:
-    return (row["text"] for row in read_part(context.run, name, "train"))
-
-
-def _measure(context: Context, spans: SpanTokenizer) -> dict[str, Any]:
-    """Fertility on held-out text, and how much held-out English tokenises differently."""
-    held = {name: sample([row["text"] for row in read_part(context.run, name, "held_out")], _MEASURED) for name in ("target", "english")}
-    figures = {name: {"before": asdict(fertility(spans.original, texts)), "after": asdict(fertility(spans.extended, texts))}
-               for name, texts in held.items()}
-    sentences = [line for text in held["english"] for line in text.split("\n") if line.strip()]
-    return {"fertility": figures, "english_identical": asdict(compare(spans.original, spans.extended, sentences))}

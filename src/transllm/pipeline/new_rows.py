@@ -57,9 +57,9 @@ def _descriptions(language: Language) -> dict[str, str]:
 
 def _documents(spans: SpanTokenizer, texts: Texts) -> Iterator[list[int]]:
     """A bounded sample of all text, each language in its own vocabulary, the sides of a pair laid into one document."""
-    yield from spans.encode_target_batch(sample(texts.target, SAMPLE_CHARACTERS))
-    yield from spans.encode_english_batch(sample(texts.english, SAMPLE_CHARACTERS))
-    english = spans.encode_english_batch(sample((pair[0] for pair in texts.pairs), SAMPLE_CHARACTERS))
+    yield from spans.encode_target_batch(_bounded(texts.target, SAMPLE_CHARACTERS))
+    yield from spans.encode_english_batch(_bounded(texts.english, SAMPLE_CHARACTERS))
+    english = spans.encode_english_batch(_bounded((pair[0] for pair in texts.pairs), SAMPLE_CHARACTERS))
     target = spans.encode_target_batch(pair[1] for pair in texts.pairs[: len(english)])
     for left, right in zip(english, target, strict=True):
         yield interleaved(left, right)
@@ -73,7 +73,7 @@ def _entries(spans: SpanTokenizer, lexicon: Sequence[tuple[str, str]]) -> Iterat
         yield from zip(target, spans.encode_english_batch(before_english + word for word, _ in lexicon), strict=True)
 
 
-def sample(texts: Iterable[str], characters: int) -> list[str]:
+def _bounded(texts: Iterable[str], characters: int) -> list[str]:
     """Texts up to so many characters; the last one is cut."""
     taken: list[str] = []
     for text in texts:

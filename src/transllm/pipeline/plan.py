@@ -141,7 +141,7 @@ class _Estimate:
     def __init__(self, recipe: Recipe, shape: Shape, flops: float, width: int, devices: int) -> None:
         self.recipe, self.shape, self.flops, self.width, self.devices = recipe, shape, flops, width, devices
         matrices = 1 if shape.tied else 2
-        self.new = (recipe.extend.vocab_size + _MARKERS) * shape.hidden
+        self.new = (recipe.extend.at_most + _MARKERS) * shape.hidden
         old = shape.vocabulary * shape.hidden if recipe.training.embeddings == "all" else 0
         self.trained = shape.lora_parameters + matrices * (old + self.new)
         self.multiplied = shape.matrix_parameters + self.new
@@ -152,7 +152,7 @@ class _Estimate:
         """One plan a stage, in order."""
         recipe = self.recipe
         extend = StagePlan("extend", None, None, (5.0, 60.0 + self.model_gib * 20), (self.model_gib, 2 * self.model_gib), self.model_gib,
-                           f"up to {recipe.extend.vocab_size:,} new sub-words")
+                           f"up to {recipe.extend.at_most:,} new sub-words")
         recover, bridge = recipe.recover, recipe.bridge
         chains = min(recover.count, bridge.count) if bridge.translator == "self" else 0
         prepare = StagePlan("prepare", None, None, (0.0, 0.0), (0.0, 0.0), 0.0, "reads, filters and cuts the text; not timed here")
@@ -191,7 +191,7 @@ class _Estimate:
         checkpointed = shape.layers * shape.hidden * self.width + layer
         per_token = checkpointed if self.recipe.training.gradient_checkpointing else shape.layers * layer
         fixed = self.compute_gib + 16 * self.trained / _GIB + stage.micro_tokens * per_token / _GIB
-        row = (shape.vocabulary + self.recipe.extend.vocab_size) * 8  # float32 logits and their gradient
+        row = (shape.vocabulary + self.recipe.extend.at_most) * 8  # float32 logits and their gradient
         return fixed + min(512, stage.micro_tokens) * row / _GIB, fixed + stage.micro_tokens * row / _GIB
 
     def _answers(self, name: str, count: int, longest: int, batch: int, note: str) -> StagePlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -59,6 +60,26 @@ def prepare(context: Context) -> Result:
 def read_part(run: Path, name: str, which: str) -> list[dict[str, Any]]:
     """Rows of one part: pairs (english, target, key, source) or documents (text, key, source)."""
     return read_jsonl(run / "prepare" / f"{name}.{which}.jsonl")
+
+
+def sample_part(run: Path, name: str, which: str, *, characters: int) -> list[str]:
+    """Texts of one part of the documents, up to so many characters, spread evenly over the part: sources stand one behind the other.
+
+    The part is read line by line, and held only as far as it is taken.
+    """
+    path = run / "prepare" / f"{name}.{which}.jsonl"
+    with path.open(encoding="utf-8") as file:
+        share = min(1.0, characters / max(1, sum(len(line) for line in file)))
+    taken: list[str] = []
+    seen = held = 0
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            seen += len(line)
+            if held < share * seen and held < characters:
+                text: str = json.loads(line)["text"]
+                taken.append(text[:characters - held])
+                held += len(taken[-1])
+    return taken
 
 
 def _write(rows: Iterable[Any], held: set[int], context: Context, name: str) -> tuple[Counts, dict[str, int]]:

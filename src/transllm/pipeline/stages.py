@@ -13,7 +13,7 @@ from transllm.pipeline.training_stages import bitext, finetune, pretrain
 
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", (), ("data", "language"), prepare),
-    Stage("extend", ("prepare",), ("model", "language", "extend"), extend),
+    Stage("extend", ("prepare",), ("model", "language", "extend"), extend, version=2),
     Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain),
     Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext),
     Stage("recover", (), ("model", "recover", "evaluate.answers"), recover),

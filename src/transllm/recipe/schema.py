@@ -205,13 +205,24 @@ class Finetune(TrainStage):
 class Extend(Section):
     """Vocabulary extension."""
 
-    vocab_size: Annotated[int, Field(ge=0)] = 8000
-    """New sub-words at most. 0 adds the markers only. Each must be learned before it is worth anything: for a language whose script the
-    model knows, tens at budgets below a million tokens (docs/results), thousands at the paper's."""
+    vocab_size: Annotated[int, Field(ge=0)] | Literal["auto"] = 8000
+    """New sub-words at most. 0 adds the markers only; ``auto`` goes by what they save. Each must be learned before it is worth anything:
+    for a language whose script the model knows, tens at budgets below a million tokens (docs/results), thousands at the paper's."""
+    least_saving: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """``auto`` takes the first size at which a thousand more sub-words would save less than this share of the sample's tokens. Compute and
+    context shrink by what is saved; a thousand rows must be learned for it."""
+    most: Count = 32_000
+    """``auto`` goes no further."""
     sample_characters: Count = 20_000_000
     """Learn on so much target text, and check against so much English."""
     min_count: Count = 5
     """A sub-word must be seen so often in the sample."""
+    whole_words: bool = True
+    """Change the pre-tokenizer where it cuts the language's words at combining marks (Thai, Khmer, Hindi). False keeps the rule that
+    engines know by name (llama.cpp); the sub-words are then as short as it makes them."""
+    min_identical: Share = 0.998
+    """Share of unseen English sentences, and of lines of code, that a Latin-script language must leave as they were; less is an error.
+    Another script leaves all."""
     init: RowStart = "mean"
     """How the row of a new sub-word starts (model/initial). ``mean``: as the mean of the sub-tokens it replaces; ``by_length``,
     ``by_position``: a weighted mean; ``first``: the first of them. ``focus``, ``omp``: as a mixture of the old tokens that are most
@@ -221,6 +232,11 @@ class Extend(Section):
     """Another start for the rows of a head that is not tied to the embedding. None: as ``init``."""
     lexicon: Source | None = None
     """For ``lexicon``: pairs of an English and a target word, as two columns in this order."""
+
+    @property
+    def at_most(self) -> int:
+        """The largest number of sub-words that can come out."""
+        return self.most if self.vocab_size == "auto" else self.vocab_size
 
 
 class Recover(Section):

@@ -73,7 +73,7 @@ def context(view: RunView) -> dict[str, Any]:
         "recovery": story.recovery(view.metrics), "tiles": [row for key in story.TILES if (row := table.row(key)) and table.final],
         "table": table, "settings": _settings(view.metrics.settings),
         "curves": [(stage, _curves(view, stage)) for stage in TRAINING_STAGES],
-        "fertility": _fertility(view), "extension": _extension(view),
+        "fertility": _fertility(view), "sizes": _sizes(view), "extension": _extension(view),
         "conversations": view.samples.conversations[:MOST_SAMPLES], "conversations_total": len(view.samples.conversations),
         "translations": view.samples.translations[:MOST_SAMPLES], "translations_total": len(view.samples.translations),
         "translators": translation_stages(view.samples.translations),
@@ -133,6 +133,18 @@ def _fertility(view: RunView) -> dict[str, Any] | None:
     return {"panels": panels, "unit": label}
 
 
+def _sizes(view: RunView) -> Panel | None:
+    """Share of the sample's tokens that is left with so many sub-words."""
+    metrics = view.manifests["extend"].metrics if "extend" in view.manifests else {}
+    curve, chosen = metrics.get("curve"), _number(metrics, "new_pieces")
+    if not isinstance(curve, list) or len(curve) < 2 or chosen is None:
+        return None
+    points = [(float(size), 100 * tokens / curve[0][1]) for size, tokens in curve]
+    at = min(points, key=lambda point: abs(point[0] - chosen))
+    return Panel("Sub-words and tokens", plots.size_plot(points, chosen=chosen, name="sizes", label="% of the tokens without"),
+                 f"With {chosen:,.0f} sub-words the sample has {at[1]:.1f} % of the tokens that it has without.")
+
+
 def _number(values: Any, *path: str) -> float | None:
     for key in path:
         values = values.get(key) if isinstance(values, dict) else None
@@ -147,9 +159,19 @@ def _extension(view: RunView) -> dict[str, Any] | None:
     identical = metrics.get("english_identical")
     sentences, same = _number(identical, "sentences"), _number(identical, "identical")
     differences = identical.get("differences", []) if isinstance(identical, dict) else []
+    code = metrics.get("code_identical")
     return {"new_pieces": _number(metrics, "new_pieces"), "dropped": _number(metrics, "dropped_for_english"),
+            "only_parts": _number(metrics, "only_parts"), "code": _number(code, "sentences"), "code_identical": _number(code, "identical"),
+            "pre_tokens": _pre_tokens(metrics), "warnings": [str(warning) for warning in metrics.get("warnings", [])],
             "sentences": sentences, "identical": same, "share": same / sentences if sentences and same is not None else None,
             "differences": [_difference(item) for item in differences] if isinstance(differences, list) else []}
+
+
+def _pre_tokens(metrics: dict[str, Any]) -> float | None:
+    """How many times fewer pre-tokens the changed rule makes; None where the rule is the tokenizer's own."""
+    found = metrics.get("pre_tokens")
+    before, after = _number(found, "before"), _number(found, "after")
+    return before / after if isinstance(found, dict) and found.get("changed") and before and after else None
 
 
 def _difference(item: Any) -> str:

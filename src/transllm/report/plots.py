@@ -54,6 +54,27 @@ def curve_plot(line: Points, points: Points = (), *, name: str, label: str) -> s
     return _svg(figure, name)
 
 
+def size_plot(line: Points, *, chosen: float, name: str, label: str) -> str:
+    """Values over numbers of sub-words, with a dot at the chosen one.
+
+    Args:
+        line: (sub-words, value).
+        chosen: how many there are now.
+        name: unique on the page; prefixes the SVG's ids.
+        label: unit of the values, written above the axis.
+    """
+    figure, axes = _figure(200, left=40, top=24, bottom=38)
+    sizes, values = zip(*line, strict=True)
+    axes.plot(sizes, values, color=_A, linewidth=1.8)
+    at = min(line, key=lambda point: abs(point[0] - chosen))
+    axes.plot([at[0]], [at[1]], color=_B, marker="o", markersize=6, linestyle="")
+    axes.set_xlim(0, 1.02 * max(sizes) or 1)
+    axes.set_ylim(0, 1.05 * max(values) or 1)
+    axes.set_xlabel("new sub-words", color=_INK, fontsize=11, loc="right")
+    _dress(axes, label)
+    return _svg(figure, name)
+
+
 def bar_plot(before: float, after: float, *, limit: float, name: str, label: str, digits: int = 2) -> str:
     """Two bars, before above after, with their values at the end.
 

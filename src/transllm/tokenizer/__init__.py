@@ -4,16 +4,23 @@ from transllm.tokenizer.bytelevel import piece_bytes
 from transllm.tokenizer.extend import extend_tokenizer, id_limit, load_tokenizer, save_tokenizer, sub_tokens
 from transllm.tokenizer.fertility import Comparison, Fertility, compare, fertility, segment
 from transllm.tokenizer.learn import Learned, learn_merges
+from transllm.tokenizer.proof import LEAST_IDENTICAL, RoundTrips, prove_gguf, prove_kept, prove_round_trips
+from transllm.tokenizer.script import Script, script_of
 from transllm.tokenizer.spans import ENGLISH_MARKER, RESPONSE_MARKER, Markers, SpanTokenizer, marker_texts
+from transllm.tokenizer.throughput import Throughput, throughput
 
 __all__ = [
     "ENGLISH_MARKER",
+    "LEAST_IDENTICAL",
     "RESPONSE_MARKER",
     "Comparison",
     "Fertility",
     "Learned",
     "Markers",
+    "RoundTrips",
+    "Script",
     "SpanTokenizer",
+    "Throughput",
     "compare",
     "extend_tokenizer",
     "fertility",
@@ -22,7 +29,12 @@ __all__ = [
     "load_tokenizer",
     "marker_texts",
     "piece_bytes",
+    "prove_gguf",
+    "prove_kept",
+    "prove_round_trips",
     "save_tokenizer",
+    "script_of",
     "segment",
     "sub_tokens",
+    "throughput",
 ]

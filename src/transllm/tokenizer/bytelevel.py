@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 _SHOWN = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 _HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
 _BYTE_OF = {chr(byte): byte for byte in _SHOWN} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
+_CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
 
 
 def piece_bytes(piece: str) -> bytes:
     """The bytes that a piece of the byte-level alphabet stands for. Characters outside the alphabet stand for themselves."""
     return b"".join(bytes([_BYTE_OF[char]]) if char in _BYTE_OF else char.encode() for char in piece)
+
+
+def byte_piece(raw: bytes) -> str:
+    """Bytes in the byte-level alphabet: the inverse of :func:`piece_bytes`."""
+    return "".join(_CHAR_OF[byte] for byte in raw)
 
 
 def structure(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transllm.errors import ModelError
 from transllm.tokenizer.bytelevel import piece_bytes, plain_backend, plain_ids, structure
+from transllm.tokenizer.script import whole_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,6 +61,8 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, learned: Learned, *, ma
     for token_id, content in enumerate([*learned.pieces, *atoms], start=first):
         model_vocabulary[content] = token_id
     parsed["model"]["merges"] += [list(merge) for merge in learned.merges]
+    if learned.whole_words:
+        parsed["pre_tokenizer"] = whole_words(parsed["pre_tokenizer"], learned.script)
     parsed["added_tokens"] += [
         {"id": model_vocabulary[atom], "content": atom, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False, "special": True} for atom in atoms]

@@ -1,0 +1,153 @@
+"""What an extended tokenizer promises, shown on text and bytes: nothing that was there is cut otherwise, and nothing is lost.
+
+Each function measures and gives a typed result, or raises where a promise is broken: a tokenizer that loses a byte or misplaces a
+piece would spoil everything that is trained with it.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer, models
+
+from transllm.errors import ModelError
+from transllm.tokenizer.bytelevel import byte_piece, piece_bytes, plain_backend, plain_ids, structure
+from transllm.tokenizer.fertility import Comparison, compare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LEAST_IDENTICAL = 0.998
+"""Share of sentences that a Latin-script language must leave as they were; another script leaves all."""
+_FEW = 1000
+"""Of fewer sentences than these, as many may differ as of these: one of a hundred is no evidence for a share."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrips:
+    """What was encoded and decoded and came back: single bytes, strings of random bytes, texts of random characters."""
+
+    single_bytes: int
+    byte_strings: int
+    texts: int
+
+
+def prove_kept(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, sentences: Iterable[str], *, what: str,
+               least: float) -> Comparison:
+    """Compare the cut of sentences that must stay as it was; the result holds every difference.
+
+    Args:
+        what: "English" or "code", for the message.
+        least: share of sentences that must be cut alike; 1.0 for a language of another script.
+
+    Raises:
+        ModelError: fewer are.
+    """
+    texts = list(sentences)
+    found = compare(original, extended, texts, keep=len(texts))
+    differ = found.sentences - found.identical
+    if differ > (1 - least) * max(_FEW, found.sentences):
+        shown = "; ".join(f"'{str(item['text'])[:60]}'" for item in found.differences[:3])
+        raise ModelError(f"{differ:,} of {found.sentences:,} sentences of {what} that nothing was learned from are cut otherwise than "
+                         f"before ({shown}); at most {1 - least:.1%} may be. Give more English text (data.english), take fewer sub-words "
+                         "(extend.vocab_size), or accept it (extend.min_identical).")
+    return found
+
+
+def prove_round_trips(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, *, texts: Sequence[str] = (), count: int = 500,
+                      seed: int = 0) -> RoundTrips:
+    """Every byte has a token, and byte strings and texts come back as they were, or as the original's normal form has them.
+
+    Args:
+        texts: further texts to try, such as target-language sentences.
+        count: random byte strings, and as many random texts.
+
+    Raises:
+        ModelError: one does not come back.
+    """
+    old, new = plain_backend(original), plain_backend(extended)
+    draw = random.Random(seed)
+    strings = [bytes([byte]) for byte in range(256)] + [draw.randbytes(draw.randrange(2, 64)) for _ in range(count)]
+    for raw in strings:
+        pieces = [token.value for token in new.model.tokenize(byte_piece(raw))]
+        if b"".join(map(piece_bytes, pieces)) != raw:
+            raise ModelError(f"The extended tokenizer loses the bytes {raw.hex(' ')}. "
+                             "This is a bug; please report it with the model's name.")
+    made = [*texts, *(_random_text(draw) for _ in range(count))]
+    for text, before, after in zip(made, old.decode_batch(plain_ids(old, made)), new.decode_batch(plain_ids(new, made)), strict=True):
+        if after != before:
+            raise ModelError(f"The extended tokenizer does not give back the text {text[:80]!r}, but {after[:80]!r}. "
+                             "This is a bug; please report it with the model's name.")
+    return RoundTrips(256, count, len(made))
+
+
+def _random_text(draw: random.Random) -> str:
+    """Characters of all planes and scripts, with spaces, line ends and signs between them."""
+    def char() -> str:
+        kind = draw.randrange(4)
+        if kind == 0:
+            return chr(draw.randrange(128))
+        if kind == 1:
+            return draw.choice(" \n\t  ")
+        point = draw.randrange(0x3000) if kind == 2 else draw.randrange(0x110000 - 0x800)
+        return chr(point if point < 0xD800 else point + 0x800)  # no halves of surrogate pairs: they are no text
+
+    return "".join(char() for _ in range(draw.randrange(1, 40)))
+
+
+def prove_gguf(extended: PreTrainedTokenizerFast, *, first: int) -> int:
+    """Write the new pieces and merges as the metadata of a GGUF file, read them back, and find each new piece as one token.
+
+    The old ones came out of such a file or go into it as they are, and reading takes 40 microseconds a string, so they are left out.
+    The file has no place for a pre-tokenizer's rule: it names one that the engine knows. What is shown here is that pieces, ids and
+    merges survive.
+
+    Args:
+        first: the lowest new id.
+
+    Returns:
+        How many new pieces were found.
+
+    Raises:
+        ModelError: one is not.
+    """
+    model = structure(extended)["model"]
+    vocabulary: dict[str, int] = model["vocab"]
+    merges = [(left, right) for left, right in model["merges"]]
+    new = [merge for merge in merges if vocabulary["".join(merge)] >= first]
+    pieces = ["".join(merge) for merge in new]
+    if not pieces:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, joined = _through_gguf(Path(folder) / "vocabulary.gguf", pieces, [" ".join(merge) for merge in new])
+    found = {token: token_id for token, token_id in vocabulary.items() if token_id < first}
+    found |= {token: vocabulary[piece] for token, piece in zip(tokens, pieces, strict=True)}
+    parts = [merge.partition(" ") for merge in joined]
+    lost = pieces
+    if all(part in found for left, _, right in parts for part in (left, right)):
+        old = merges[: len(merges) - len(new)]
+        bpe = Tokenizer(models.BPE(vocab=found, merges=[*old, *((left, right) for left, _, right in parts)]))
+        lost = [piece for piece in pieces if [token.id for token in bpe.model.tokenize(piece)] != [vocabulary[piece]]]
+    if lost:
+        raise ModelError(f"{len(lost):,} of {len(pieces):,} new pieces are not themselves again in a GGUF file, such as "
+                         f"{piece_bytes(lost[0])!r}. This is a bug; please report it with the model's name.")
+    return len(pieces)
+
+
+def _through_gguf(path: Path, tokens: list[str], merges: list[str]) -> tuple[list[str], list[str]]:
+    import gguf
+
+    writer: Any = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(merges)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    fields: Any = gguf.GGUFReader(str(path)).fields
+    return fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.merges"].contents()
