@@ -1,4 +1,7 @@
-"""Learn sub-words, extend a byte-level BPE tokenizer, encode spans in the vocabulary of their language, measure fertility."""
+"""Learn sub-words, extend a tokenizer, encode spans in the vocabulary of their language, measure fertility.
+
+Three kinds of tokenizer: byte-level BPE, SentencePiece BPE and Unigram (see ``family.py``).
+"""
 
 from transllm.tokenizer.bytelevel import piece_bytes
 from transllm.tokenizer.extend import extend_tokenizer, id_limit, load_tokenizer, save_tokenizer, sub_tokens

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from transllm.errors import ModelError
 from transllm.languages import Language
-from transllm.tokenizer.bytelevel import plain_backend, plain_ids, structure
+from transllm.tokenizer.backend import plain_backend, plain_ids
 from transllm.tokenizer.extend import id_limit, load_tokenizer, save_tokenizer
+from transllm.tokenizer.family import family_of
+from transllm.tokenizer.modelfile import extended_model_file, model_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +63,7 @@ class SpanTokenizer:
 
     def __init__(self, original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, language: Language) -> None:
         """Raises ModelError if the second tokenizer is not an extension of the first, or lacks a marker or a pad token."""
-        structure(original)
+        family_of(original)
         self.original, self.extended, self.language = original, extended, language
         self.original_size, self.size = id_limit(original), len(extended)
         old, new = original.get_vocab(), extended.get_vocab()
@@ -104,6 +106,7 @@ class SpanTokenizer:
         folder = Path(folder)
         save_tokenizer(self.extended, folder)
         save_tokenizer(self.original, folder / _ORIGINAL)
+        self._save_model_file(folder)
         (folder / _VOCABULARY).write_text(json.dumps(self._facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -126,6 +129,17 @@ class SpanTokenizer:
             raise ModelError(f"The tokenizer in {folder} does not agree with its {_VOCABULARY} on {', '.join(wrong)}. "
                              f"Run the extend stage again.")
         return loaded
+
+    def _save_model_file(self, folder: Path) -> None:
+        """Beside ``tokenizer.json``, the SentencePiece file, if the original has one: other tools read that one."""
+        file = model_file(self.original)
+        if file is None:
+            return
+        content = file.read_bytes()
+        extended = extended_model_file(self.original, self.extended, content)
+        if extended is not None:
+            (folder / _ORIGINAL / file.name).write_bytes(content)
+            (folder / file.name).write_bytes(extended)
 
     def _facts(self) -> dict[str, Any]:
         return {"language": asdict(self.language), "original_size": self.original_size, "size": self.size,
