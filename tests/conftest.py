@@ -156,9 +156,9 @@ _SENTENCEPIECE: dict[str, tuple[dict[str, Any], str]] = {
     "llama2": ({"model_type": "bpe"}, "legacy"),
     "mistral": ({"model_type": "bpe"}, "metaspace"),
     "gemma": ({"model_type": "bpe", "add_dummy_prefix": False}, "gemma"),
-    "unigram": ({"model_type": "unigram", "vocab_size": 400}, "legacy"),
+    "unigram": ({"model_type": "unigram", "vocab_size": 440}, "legacy"),
     # As in XGLM: what no piece writes is unknown.
-    "unigram_unknown": ({"model_type": "unigram", "vocab_size": 150, "byte_fallback": False}, "metaspace"),
+    "unigram_unknown": ({"model_type": "unigram", "vocab_size": 190, "byte_fallback": False}, "metaspace"),
 }
 
 
@@ -167,7 +167,8 @@ def _trained(sentences: tuple[str, ...], **options: Any) -> bytes:
     """A SentencePiece file."""
     written = io.BytesIO()
     settings: dict[str, Any] = {
-        "vocab_size": 560, "byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "vocab_size": 640, "byte_fallback": True, "required_chars": "".join(map(chr, range(33, 127))),
+        "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
         "control_symbols": ["<|im_start|>", "<|im_end|>"], "max_sentencepiece_length": 12, "minloglevel": 2, "num_threads": 1}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=written, **settings | options)
     return written.getvalue()

@@ -17,7 +17,7 @@ from transllm.model import load_folder
 from transllm.tokenizer import SpanTokenizer
 
 
-@pytest.mark.parametrize(("kind", "size"), [("llama2", 420), ("unigram", 330)])
+@pytest.mark.parametrize(("kind", "size"), [("llama2", 450), ("unigram", 390)])
 def test_extend(home: Any, cli: Any, make_sentencepiece: Callable[..., Any], tmp_path: Path, kind: str, size: int) -> None:
     place = home.at(tmp_path / "home")
     shutil.rmtree(place.model)

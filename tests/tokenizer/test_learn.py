@@ -34,7 +34,7 @@ def test_each_merge_makes_its_piece_of_known_parts(kind: str, original: Fast, le
         return
     assert len(learned.pieces) == 150
     lone = _lone(learned)
-    assert ("ñ" in lone and all(map(str.isalpha, lone))) if kind in ("llama2", "mistral", "gemma") else lone == []
+    assert ("ñ" in lone and not any(map(str.isascii, lone))) if kind in ("llama2", "mistral", "gemma") else lone == []
     assert lone + [left + right for left, right in learned.merges] == learned.pieces
     known = {*original.get_vocab(), *lone}
     for left, right in learned.merges:
@@ -112,8 +112,8 @@ def test_learning_knows_the_final_cut(kind: str, original: Fast, extended: Fast,
     if "unigram" in kind:  # there, a cut is the shortest, not the one that was learned step by step
         assert len(used & set(learned.pieces)) > len(learned.pieces) / 3
         return
-    for (left, right), piece in reversed(list(zip(learned.merges, learned.pieces, strict=True))):
-        assert piece in used
+    for left, right in reversed(learned.merges):
+        assert left + right in used
         used.update((left, right))
     assert used >= set(_lone(learned))
 

@@ -77,7 +77,7 @@ def test_decode_skips_markers_and_takes_any_ids(spans: SpanTokenizer) -> None:
     ids = [markers.english, *spans.encode_english("Hi."), markers.response, markers.target, *spans.encode_target("Hola."), spans.pad_id]
     assert spans.decode(ids).split() in (["Hi.Hola."], ["Hi.", "Hola."])
     assert spans.decode([]) == ""
-    assert spans.decode(spans.encode_target("ñ")[:1]) in ("ñ", "�")
+    assert spans.decode(spans.encode_target("ñ")[:1]) in ("ñ", "�", ""), "a piece, a half of one, or the space before it"
 
 
 def test_save_and_load(spans: SpanTokenizer, tmp_path: Path, random_texts: list[str], texts: Any) -> None:

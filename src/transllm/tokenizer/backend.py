@@ -71,6 +71,26 @@ def plain(serialized: str) -> Tokenizer:
     return backend
 
 
+def first_space(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Where the tokenizer puts a space of its own before a text: "never", "first" (where the text begins) or "always" (also after each
+    special token in it)."""
+    parsed = parsed_json(tokenizer)
+    if any(step["type"] == "Prepend" for step in steps(parsed, "normalizer")):
+        return "always"
+    return next((str(step["prepend_scheme"]) for step in steps(parsed, "pre_tokenizer") if step["type"] == "Metaspace"), "never")
+
+
+def continuing_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """:func:`plain_backend` for text that goes on after other text: without a space of its own before it."""
+    parsed = parsed_json(tokenizer)
+    for step in steps(parsed, "pre_tokenizer"):
+        if step["type"] == "Metaspace":
+            step["prepend_scheme"] = "never"
+    kept = [step for step in steps(parsed, "normalizer") if step["type"] != "Prepend"]
+    parsed["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    return plain(json.dumps(parsed))
+
+
 def plain_ids(backend: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
     """Token ids of each text, by a backend from :func:`plain_backend`."""
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
