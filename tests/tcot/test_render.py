@@ -60,12 +60,12 @@ def test_english_prompts_are_the_templates_own_ids(named: tuple[str, Renderer], 
 
 @pytest.mark.parametrize("messages", ENGLISH, ids=["one", "three", "system"])
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram_unknown"])
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram"])
 def test_sentencepiece_prompts_are_the_templates_own_ids(make_sentencepiece: Callable[..., Any], tmp_path: Path, kind: str, name: str,
                                                          messages: list[Message]) -> None:
     """A space is put before a text's first word, but not before each of the parts that a prompt is rendered from."""
     sentences = ["The teacher never saw a wooden bridge.", "How can I help the user?", "You are a helpful assistant."] * 5
-    original = make_sentencepiece(kind, sentences, tmp_path, template=TEMPLATES[name], vocab_size=104 if kind == "unigram_unknown" else 420)
+    original = make_sentencepiece(kind, sentences, tmp_path, template=TEMPLATES[name], vocab_size=350 if kind == "unigram" else 420)
     extended = extend_tokenizer(original, Learned([], [], {}), markers=marker_texts(LANGUAGES["es"]), pad=None)
     renderer = Renderer(SpanTokenizer(original, extended, LANGUAGES["es"]))
     plain = [{"role": message.role, "content": message.content} for message in messages]

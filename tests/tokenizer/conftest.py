@@ -90,7 +90,7 @@ def _gpt2(texts: Texts) -> Fast:
 
 def _llama3(texts: Texts) -> Fast:
     """As in Llama 3: special tokens only added, after the model's vocabulary; ``ignore_merges`` with words no merge makes."""
-    backend = _byte_level(texts, ignore_merges=True)
+    backend = _byte_level(texts, LLAMA_3, ignore_merges=True)
     parsed = json.loads(backend.to_str())
     parts = {part for merge in parsed["model"]["merges"] for part in merge}
     leaves = [merge for merge in parsed["model"]["merges"] if "".join(merge) not in parts]
@@ -104,17 +104,17 @@ def _llama3(texts: Texts) -> Fast:
 
 
 def _qwen(texts: Texts) -> Fast:
-    """As in Qwen: canonical composition before anything else."""
-    backend = _byte_level(texts)
+    """As in Qwen: canonical composition before anything else, every digit on its own."""
+    backend = _byte_level(texts, LLAMA_3.replace("{1,3}", ""))
     backend.normalizer = normalizers.NFC()
     backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return _wrap(backend)
 
 
-def _byte_level(texts: Texts, **options: Any) -> Tokenizer:
+def _byte_level(texts: Texts, pattern: str, **options: Any) -> Tokenizer:
     backend = Tokenizer(models.BPE(**options))
     backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(texts.english, trainers.BpeTrainer(
         vocab_size=420, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))

