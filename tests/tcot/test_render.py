@@ -65,7 +65,7 @@ def test_sentencepiece_prompts_are_the_templates_own_ids(make_sentencepiece: Cal
                                                          messages: list[Message]) -> None:
     """A space is put before a text's first word, but not before each of the parts that a prompt is rendered from."""
     sentences = ["The teacher never saw a wooden bridge.", "How can I help the user?", "You are a helpful assistant."] * 5
-    original = make_sentencepiece(kind, sentences, tmp_path, template=TEMPLATES[name], vocab_size=350 if kind == "unigram" else 420)
+    original = make_sentencepiece(kind, sentences, tmp_path, template=TEMPLATES[name], vocab_size=360 if kind == "unigram" else 420)
     extended = extend_tokenizer(original, Learned([], [], {}), markers=marker_texts(LANGUAGES["es"]), pad=None)
     renderer = Renderer(SpanTokenizer(original, extended, LANGUAGES["es"]))
     plain = [{"role": message.role, "content": message.content} for message in messages]
