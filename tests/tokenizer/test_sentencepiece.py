@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,6 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerFast as Fast
 
+from transllm.data.package import package_file
+from transllm.data.types import MissingSourceError
 from transllm.errors import ModelError
 from transllm.languages import LANGUAGES
 from transllm.tokenizer import Learned, SpanTokenizer, compare, extend_tokenizer, fertility, learn_merges, marker_texts, sub_tokens
@@ -212,11 +213,11 @@ def test_pieces_of_another_family_are_refused(make_original: Make, texts: Any) -
 
 
 def test_a_real_tokenizer(make_sentencepiece: Make, texts: Any, tmp_path: Path) -> None:
-    """Mistral's own file, where pip brought it."""
-    found = importlib.util.find_spec("mistral_common")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("mistral-common is not installed; it brings a real SentencePiece file: pip install --no-deps mistral-common==1.13.1")
-    path = Path(found.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
+    """Mistral's own file, out of a wheel that is read and not installed."""
+    try:
+        path = package_file("mistral-common==1.13.1", "*tokenizer.model.v1")
+    except MissingSourceError as error:
+        pytest.skip(f"no real SentencePiece file at hand: {error}")
     original: Fast = make_sentencepiece("llama2", path.read_bytes(), tmp_path)
     learned = learn_merges(original, texts.thai, texts.english, size=200, min_count=3, latin=False)
     extended = extend_tokenizer(original, learned, markers=marker_texts(LANGUAGES["th"]), pad=None)
