@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config
 from transformers import PreTrainedTokenizerFast as Fast
 from transformers.models.gemma2 import Gemma2Config
@@ -146,5 +148,77 @@ def make_training() -> Callable[..., Training]:
     def make(*, dropout: float = 0.0, r: int = 4, **settings: Any) -> Training:
         values: dict[str, Any] = {"log_every": 1, **settings}
         return Training(lora=Lora(r=r, alpha=2 * r, dropout=dropout), **values)
+
+    return make
+
+# How each kind of SentencePiece tokenizer is trained, and who writes its spaces.
+_SENTENCEPIECE: dict[str, tuple[dict[str, Any], str]] = {
+    "llama2": ({"model_type": "bpe"}, "legacy"),
+    "mistral": ({"model_type": "bpe"}, "metaspace"),
+    "gemma": ({"model_type": "bpe", "add_dummy_prefix": False}, "gemma"),
+    "unigram": ({"model_type": "unigram", "vocab_size": 440}, "legacy"),
+    # As in XGLM: what no piece writes is unknown.
+    "unigram_unknown": ({"model_type": "unigram", "vocab_size": 190, "byte_fallback": False}, "metaspace"),
+}
+
+
+@functools.cache
+def _trained(sentences: tuple[str, ...], **options: Any) -> bytes:
+    """A SentencePiece file."""
+    written = io.BytesIO()
+    settings: dict[str, Any] = {
+        "vocab_size": 640, "byte_fallback": True, "required_chars": "".join(map(chr, range(33, 127))),
+        "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "control_symbols": ["<|im_start|>", "<|im_end|>"], "max_sentencepiece_length": 12, "minloglevel": 2, "num_threads": 1}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=written, **settings | options)
+    return written.getvalue()
+
+
+def _converted(content: bytes, folder: Path, form: str, template: str) -> Fast:
+    """The fast form of a SentencePiece file, as transformers' converters make it, with the file beside it.
+
+    Args:
+        form: who writes the spaces. "legacy": the normaliser (Llama 2); "metaspace": the pre-tokenizer (later Llama and Mistral
+            files); "gemma": the normaliser, without a space before the first word.
+    """
+    file = sentencepiece.SentencePieceProcessor(model_proto=content)
+    pieces = [(file.id_to_piece(number), file.get_score(number)) for number in range(file.get_piece_size())]
+    named = [number for number in range(len(pieces)) if file.is_control(number) or file.is_unknown(number)]
+    unknown, unigram = file.unk_id(), pieces[-1][1] % 1 != 0
+    if unigram:
+        backend = Tokenizer(models.Unigram(pieces, unknown, bool(file.is_byte(file.piece_to_id("<0x41>")))))
+    else:
+        score = {piece: value for number, (piece, value) in enumerate(pieces) if number not in named and not file.is_byte(number)}
+        splits = [(-score[piece], -place, piece[:place], piece[place:]) for piece in score for place in range(1, len(piece))
+                  if piece[:place] in score and piece[place:] in score]
+        backend = Tokenizer(models.BPE({piece: number for number, (piece, _) in enumerate(pieces)},
+                                       [(left, right) for *_, left, right in sorted(splits)],
+                                       unk_token=pieces[unknown][0], fuse_unk=True, byte_fallback=True))
+    write = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if form == "metaspace":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if unigram else "first", split=unigram)
+    else:
+        prefix = [normalizers.Prepend("▁")] if form == "legacy" else []
+        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    if form == "gemma":
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([*write, *([] if form == "gemma" else [decoders.Strip(" ", 1, 0)])])
+    backend.add_special_tokens([AddedToken(pieces[number][0], normalized=False, special=True) for number in named])
+    start, end = ("<|im_start|>", "<|im_end|>") if "<|im_end|>" in dict(pieces) else ("<s>", "</s>")
+    Fast(tokenizer_object=backend, bos_token=start, eos_token=end, pad_token=end,  # type: ignore[no-untyped-call]
+         unk_token=pieces[unknown][0], model_max_length=2048, chat_template=template).save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(content)
+    tokenizer: Fast = Fast.from_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_sentencepiece() -> Callable[..., Fast]:
+    """A SentencePiece tokenizer in both forms in a folder, ``tokenizer.model`` and ``tokenizer.json``: trained on some sentences, or a
+    file's bytes."""
+    def make(kind: str, source: list[str] | bytes, folder: Path, *, template: str = CHATML, **options: Any) -> Fast:
+        settings, form = _SENTENCEPIECE[kind]
+        content = source if isinstance(source, bytes) else _trained(tuple(source), **settings | options)
+        return _converted(content, folder, form, template)
 
     return make

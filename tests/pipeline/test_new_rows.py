@@ -18,7 +18,7 @@ from transllm.model import load_folder, start_of
 from transllm.pipeline.new_rows import Texts, known, new_sub_tokens
 from transllm.pipeline.run import status
 from transllm.pipeline.stage import read_manifest
-from transllm.tokenizer import SpanTokenizer, extend_tokenizer, learn_merges, marker_texts, piece_bytes
+from transllm.tokenizer import SpanTokenizer, extend_tokenizer, family_of, learn_merges, marker_texts
 
 
 def test_a_marker_is_what_it_means(tiny_spans: SpanTokenizer) -> None:
@@ -34,8 +34,9 @@ def test_pieces_are_known_and_markers_are_not(tiny_spans: SpanTokenizer) -> None
     special = {*dataclasses.astuple(tiny_spans.markers), tiny_spans.pad_id}
     assert parts.keys() - facts.pieces.keys() == special & parts.keys()
     assert facts.seed == 5
+    bytes_of = family_of(tiny_spans.original).bytes_of
     for new_id, ids in facts.pieces.items():
-        assert sum(facts.n_bytes[part] for part in ids) == len(piece_bytes(tiny_spans.extended.convert_ids_to_tokens(new_id)))
+        assert sum(facts.n_bytes[part] for part in ids) == len(bytes_of(tiny_spans.extended.convert_ids_to_tokens(new_id)))
 
 
 def test_a_known_word_starts_as_its_translation(tiny_spans: SpanTokenizer) -> None:

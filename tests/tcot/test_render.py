@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from transllm.errors import ModelError
+from transllm.languages import LANGUAGES
 from transllm.tcot import Message, Renderer
-from transllm.tokenizer import SpanTokenizer
+from transllm.tokenizer import Learned, SpanTokenizer, extend_tokenizer, marker_texts
 
 # The forms of templates that are about: ChatML without BOS, Llama 3 (trims contents), Llama 2 (system inside the first turn),
 # Gemma (renames a role), Zephyr (the end of text ends a turn).
@@ -54,6 +56,23 @@ def test_english_prompts_are_the_templates_own_ids(named: tuple[str, Renderer], 
     assert found == expected, renderer.spans.original.decode(found)
     bos = renderer.spans.original.bos_token_id
     assert found.count(bos) == (1 if name in WRITES_BOS else 0)
+
+
+@pytest.mark.parametrize("messages", ENGLISH, ids=["one", "three", "system"])
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "unigram"])
+def test_sentencepiece_prompts_are_the_templates_own_ids(make_sentencepiece: Callable[..., Any], tmp_path: Path, kind: str, name: str,
+                                                         messages: list[Message]) -> None:
+    """A space is put before a text's first word, but not before each of the parts that a prompt is rendered from."""
+    sentences = ["The teacher never saw a wooden bridge.", "How can I help the user?", "You are a helpful assistant."] * 5
+    original = make_sentencepiece(kind, sentences, tmp_path, template=TEMPLATES[name], vocab_size=360 if kind == "unigram" else 420)
+    extended = extend_tokenizer(original, Learned([], [], {}), markers=marker_texts(LANGUAGES["es"]), pad=None)
+    renderer = Renderer(SpanTokenizer(original, extended, LANGUAGES["es"]))
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    expected = original.apply_chat_template(plain, tokenize=True, add_generation_prompt=True, return_dict=False)
+    found = renderer.prompt(messages)
+    assert original.convert_ids_to_tokens(found) == original.convert_ids_to_tokens(expected)
+    assert renderer.end_id == original.convert_tokens_to_ids("<|im_end|>")
 
 
 def test_the_end_of_a_turn(named: tuple[str, Renderer]) -> None:

@@ -1,14 +1,16 @@
-"""Throw-away byte-level BPE tokenizers, trained in a second on sentences made here, and text in three languages."""
+"""Throw-away tokenizers of every family, trained in a second on sentences made here, and text in three languages."""
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast as Fast
 
 from transllm.languages import LANGUAGES
@@ -68,14 +70,13 @@ def texts() -> Texts:
     return Texts(_sentences(_ENGLISH, 500, 1), _sentences(_SPANISH, 500, 2), _sentences(_THAI, 500, 3, ""))
 
 
-def _wrap(backend: Tokenizer) -> Fast:
-    return Fast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token=None,
-        model_max_length=2048, chat_template=TEMPLATE)
+def _wrap(backend: Tokenizer, **options: Any) -> Fast:
+    settings: dict[str, Any] = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": None,
+                                "model_max_length": 2048, "chat_template": TEMPLATE}
+    return Fast(tokenizer_object=backend, **settings | options)  # type: ignore[no-untyped-call]
 
 
-@pytest.fixture(scope="session")
-def gpt2_like(texts: Texts) -> Fast:
+def _gpt2(texts: Texts) -> Fast:
     """Special tokens first, in the model's vocabulary, as in SmolLM."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -87,15 +88,9 @@ def gpt2_like(texts: Texts) -> Fast:
     return _wrap(backend)
 
 
-@pytest.fixture(scope="session")
-def llama_like(texts: Texts) -> Fast:
+def _llama3(texts: Texts) -> Fast:
     """As in Llama 3: special tokens only added, after the model's vocabulary; ``ignore_merges`` with words no merge makes."""
-    backend = Tokenizer(models.BPE(ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(texts.english, trainers.BpeTrainer(
-        vocab_size=420, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend = _byte_level(texts, LLAMA_3, ignore_merges=True)
     parsed = json.loads(backend.to_str())
     parts = {part for merge in parsed["model"]["merges"] for part in merge}
     leaves = [merge for merge in parsed["model"]["merges"] if "".join(merge) not in parts]
@@ -108,10 +103,61 @@ def llama_like(texts: Texts) -> Fast:
     return _wrap(backend)
 
 
-@pytest.fixture(scope="session", params=["gpt2_like", "llama_like"])
-def original(request: pytest.FixtureRequest) -> Fast:
-    tokenizer: Fast = request.getfixturevalue(request.param)
-    return tokenizer
+def _qwen(texts: Texts) -> Fast:
+    """As in Qwen: canonical composition before anything else, every digit on its own."""
+    backend = _byte_level(texts, LLAMA_3.replace("{1,3}", ""))
+    backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return _wrap(backend)
+
+
+def _byte_level(texts: Texts, pattern: str, **options: Any) -> Tokenizer:
+    backend = Tokenizer(models.BPE(**options))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(texts.english, trainers.BpeTrainer(
+        vocab_size=420, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return backend
+
+
+BYTE_LEVEL = ["gpt2", "llama3", "qwen"]
+SENTENCEPIECE_BPE = ["llama2", "mistral", "gemma"]
+UNIGRAM = ["unigram", "unigram_unknown"]
+KINDS = BYTE_LEVEL + SENTENCEPIECE_BPE + UNIGRAM
+
+
+@pytest.fixture(scope="session")
+def make_original(texts: Texts, make_sentencepiece: Callable[..., Fast], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fast]:
+    """A tokenizer trained on English, of one of the kinds."""
+    @functools.cache
+    def make(kind: str) -> Fast:
+        if kind in BYTE_LEVEL:
+            return {"gpt2": _gpt2, "llama3": _llama3, "qwen": _qwen}[kind](texts)
+        return make_sentencepiece(kind, texts.english, tmp_path_factory.mktemp(kind), template=TEMPLATE)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gpt2_like(make_original: Callable[[str], Fast]) -> Fast:
+    return make_original("gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama_like(make_original: Callable[[str], Fast]) -> Fast:
+    return make_original("llama3")
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def original(kind: str, make_original: Callable[[str], Fast]) -> Fast:
+    return make_original(kind)
 
 
 @pytest.fixture(scope="session")

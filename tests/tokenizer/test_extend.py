@@ -14,9 +14,13 @@ from transformers import PreTrainedTokenizerFast as Fast
 
 from transllm.errors import ModelError
 from transllm.tokenizer import Learned, extend_tokenizer, fertility, id_limit, learn_merges, load_tokenizer, save_tokenizer, sub_tokens
+from transllm.tokenizer.backend import plain_backend
+from transllm.tokenizer.family import family_of
 
 MARKERS = ["<EN>", "<RESPONSE>", "<ES>"]
 NOTHING = Learned([], [], {})
+# What the original itself does not give back: other forms of a letter, a space at the head of a text, characters that it does not know.
+LOSSY = ("qwen", "mistral", "unigram_unknown")
 
 
 def test_old_ids_stay_and_new_ones_follow(original: Fast, extended: Fast, learned: Learned) -> None:
@@ -29,11 +33,15 @@ def test_old_ids_stay_and_new_ones_follow(original: Fast, extended: Fast, learne
     assert not set(learned.pieces) & {token.content for token in extended.added_tokens_decoder.values()}
 
 
-def test_any_text_round_trips(original: Fast, extended: Fast, random_texts: list[str], texts: Any) -> None:
+def test_any_text_round_trips(kind: str, original: Fast, extended: Fast, random_texts: list[str], texts: Any) -> None:
+    plain, before = plain_backend(extended), plain_backend(original)
     for text in random_texts + texts.spanish + texts.thai:
-        ids = extended.encode(text, add_special_tokens=False)
-        assert extended.decode(ids) == text
+        ids = plain.encode(text).ids
         assert max(ids, default=0) < len(extended)
+        if kind not in LOSSY or before.decode(before.encode(text).ids) == text:
+            assert plain.decode(ids) == text
+        if kind in ("gpt2", "llama3"):
+            assert extended.decode(extended.encode(text, add_special_tokens=False)) == text
     assert len(original.encode("añadió", add_special_tokens=False)) >= len(extended.encode("añadió", add_special_tokens=False))
 
 
@@ -133,13 +141,18 @@ def test_merges_of_another_tokenizer_are_refused(original: Fast, learned: Learne
         extend_tokenizer(extended, learned, markers=["<TH>"], pad=None)
 
 
-def test_sub_tokens_are_the_original_ids_in_order(original: Fast, extended: Fast, learned: Learned) -> None:
+def test_sub_tokens_are_the_original_ids_in_order(kind: str, original: Fast, extended: Fast, learned: Learned) -> None:
     found = sub_tokens(original, extended, descriptions={"<ES>": "the city"})
     new, old = extended.get_vocab(), original.get_vocab()
     assert list(found) == list(range(len(original), len(extended)))
+    bytes_of, plain = family_of(original).bytes_of, plain_backend(original)
     for piece in learned.pieces:
-        assert "".join(original.convert_ids_to_tokens(found[new[piece]])) == piece
-        assert len(found[new[piece]]) > 1
+        parts = original.convert_ids_to_tokens(found[new[piece]])
+        if kind == "unigram_unknown" and original.unk_token in parts:
+            continue
+        raw = bytes_of(piece)
+        assert b"".join(map(bytes_of, parts)) == raw or plain.decode(found[new[piece]]).strip() == raw.decode().strip()
+        assert len(parts) > 1
     assert all(token_id < len(original) for ids in found.values() for token_id in ids)
     assert found[new["<ES>"]] == original.encode("the city", add_special_tokens=False)
     assert old["<|im_end|>"] not in found[new["<|pad|>"]]
@@ -155,11 +168,14 @@ def test_a_token_that_stands_for_nothing_is_an_error(gpt2_like: Fast) -> None:
     assert sub_tokens(odd, extended, descriptions={"<EN>": "English:"})
 
 
-def test_thai_grows_too(original: Fast, texts: Any, random_texts: list[str]) -> None:
+def test_thai_grows_too(kind: str, original: Fast, texts: Any, random_texts: list[str]) -> None:
     learned = learn_merges(original, texts.thai, texts.english, size=200, min_count=3, latin=False)
     extended = extend_tokenizer(original, learned, markers=["<EN>", "<RESPONSE>", "<TH>"], pad=None)
-    assert fertility(extended, texts.thai).tokens < 0.4 * fertility(original, texts.thai).tokens
-    for text in random_texts + texts.thai:
-        assert extended.decode(extended.encode(text, add_special_tokens=False)) == text
+    # Without bytes, a text of unknown characters is one token.
+    assert fertility(extended, texts.thai).tokens < 0.4 * fertility(original, texts.thai).tokens or kind == "unigram_unknown"
+    plain = plain_backend(extended)
+    for text in texts.thai if kind in LOSSY else random_texts + texts.thai:
+        assert plain.decode(plain.encode(text).ids) == text
     found = sub_tokens(original, extended)
-    assert "".join(original.convert_ids_to_tokens(found[len(original)])) == learned.pieces[0]
+    first = original.convert_ids_to_tokens(found[len(original)])
+    assert "".join(first) == learned.pieces[0] or first == [f"<0x{byte:02X}>" for byte in learned.pieces[0].encode()] or first == ["<unk>"]

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast as Fast
 
 from transllm.tokenizer import Fertility, compare, fertility, segment
+from transllm.tokenizer.family import family_of
 
 
 def test_counts_and_ratios(original: Fast) -> None:
@@ -45,12 +46,18 @@ def test_segments_concatenate_to_the_text(original: Fast, extended: Fast, random
             assert "".join(piece for piece, _ in pieces) == text
 
 
-def test_a_character_of_several_tokens_is_shown_with_the_last(original: Fast) -> None:
+def test_a_character_of_several_tokens_is_shown_with_the_last(kind: str, original: Fast) -> None:
     pieces = segment(original, "a🙂b")
+    if kind == "unigram_unknown":
+        assert [piece for piece, _ in pieces] == ["a", "🙂", "b"]
+        return
     assert [piece for piece, _ in pieces] == ["a", "", "", "", "🙂", "b"]
     assert len({token_id for _, token_id in pieces}) == 6
 
 
 def test_a_space_is_shown_with_its_token(original: Fast) -> None:
     pieces = segment(original, " the  city, and the library ")
-    assert [piece for piece, _ in pieces] == [original.decode([token_id]) for _, token_id in pieces]
+    bytes_of = family_of(original).bytes_of
+    # At the head of a text, a SentencePiece tokenizer may hold one space more, or one less.
+    assert [piece for piece, _ in pieces][2:] == [
+        bytes_of(original.convert_ids_to_tokens(token_id)).decode(errors="replace") for _, token_id in pieces][2:]

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 from transformers import PreTrainedTokenizerFast as Fast
 
 from transllm.tokenizer import extend_tokenizer, fertility, learn_merges
-from transllm.tokenizer.bytelevel import plain_backend
+from transllm.tokenizer.backend import plain_backend
 from transllm.tokenizer.joining import Joiner
 from transllm.tokenizer.words import Cut, cut, stretches
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama3", "qwen"])
+def original(request: pytest.FixtureRequest, make_original: Callable[[str], Fast]) -> Fast:
+    """Byte-level: SentencePiece counts words in a form of its own."""
+    return make_original(request.param)
 
 
 def _cut(words: list[list[int]], times: list[int]) -> Cut:

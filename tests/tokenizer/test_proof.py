@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,14 +20,20 @@ def _broken(extended: Fast, change: Any) -> Fast:
     return Fast(tokenizer_object=Tokenizer.from_str(json.dumps(parsed)), eos_token="<|im_end|>")  # type: ignore[no-untyped-call]
 
 
-def test_everything_comes_back(original: Fast, extended: Fast, texts: Any) -> None:
+def test_everything_comes_back(kind: str, original: Fast, extended: Fast, texts: Any) -> None:
     trips = prove_round_trips(original, extended, texts=texts.spanish, count=100)
-    assert (trips.single_bytes, trips.byte_strings, trips.texts) == (256, 100, 600)
+    if kind == "unigram_unknown":
+        assert (trips.single_bytes, trips.byte_strings) == (0, 0) and 0 < trips.texts < 600
+    else:
+        assert (trips.single_bytes, trips.byte_strings, trips.texts) == (256, 100, 600)
 
 
-def test_a_byte_that_is_lost_is_found(original: Fast, extended: Fast) -> None:
+@pytest.mark.parametrize(("kind", "piece"), [("gpt2", "÷"), ("llama3", "÷"), ("qwen", "÷"), ("llama2", "<0xF7>"), ("gemma", "<0xF7>")])
+def test_a_byte_that_is_lost_is_found(make_original: Callable[[str], Fast], kind: str, piece: str) -> None:
     def lose(parsed: dict[str, Any]) -> None:
-        parsed["model"]["vocab"]["<lost>"] = parsed["model"]["vocab"].pop("÷")  # the byte 0xf7 in no character
+        parsed["model"]["vocab"]["<lost>"] = parsed["model"]["vocab"].pop(piece)  # the byte 0xf7 in no character
+
+    original = extended = make_original(kind)
 
     with pytest.raises(ModelError, match="loses the bytes f7"):
         prove_round_trips(original, _broken(extended, lose), count=5)
@@ -49,9 +56,10 @@ def test_english_is_held_to_its_share(original: Fast, extended: Fast, texts: Any
     assert len(found.differences) == found.sentences - found.identical > 100
 
 
-def test_pieces_come_back_from_a_gguf_file(original: Fast, extended: Fast) -> None:
-    assert prove_gguf(extended, first=id_limit(original)) == 150
-    assert prove_gguf(original, first=id_limit(original)) == 0
+def test_pieces_come_back_from_a_gguf_file(kind: str, original: Fast, extended: Fast) -> None:
+    byte_level = kind in ("gpt2", "llama3", "qwen")
+    assert prove_gguf(extended, first=id_limit(original)) == (150 if byte_level else None)
+    assert prove_gguf(original, first=id_limit(original)) == (0 if byte_level else None)
 
 
 def test_throughput_is_measured_in_turn(original: Fast, extended: Fast, texts: Any) -> None:

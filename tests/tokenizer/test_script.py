@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +11,18 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast as Fast
 
 from transllm.tokenizer import Script, compare, extend_tokenizer, fertility, learn_merges, script_of
-from transllm.tokenizer.bytelevel import plain_backend
+from transllm.tokenizer.backend import plain_backend
 from transllm.tokenizer.script import whole_words, with_whole_words
 
 OTHERS = {
     "KHMER": "ខ្ញុំចូលចិត្តអានសៀវភៅ", "LAO": "ຂ້ອຍມັກອ່ານປຶ້ມ", "MYANMAR": "ကျွန်တော်စာဖတ်ရတာကြိုက်တယ်", "DEVANAGARI": "मुझे किताबें पढ़ना पसंद है",
     "TAMIL": "எனக்கு புத்தகம் படிக்க பிடிக்கும்", "CJK": "我喜欢看书", "HIRAGANA": "ほんをよむのがすきです", "ARABIC": "أحب قراءة الكتب"}
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama3", "qwen"])
+def original(request: pytest.FixtureRequest, make_original: Callable[[str], Fast]) -> Fast:
+    """Byte-level: SentencePiece words end at spaces, so no rule parts them at marks."""
+    return make_original(request.param)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -15,6 +15,9 @@ from transllm.errors import ModelError
 from transllm.languages import LANGUAGES
 from transllm.tokenizer import Learned, Markers, SpanTokenizer, extend_tokenizer, learn_merges, marker_texts
 
+# What the original itself does not give back: other forms of a letter, a space at the head of a text, characters that it does not know.
+LOSSY = ("qwen", "mistral", "unigram_unknown")
+
 
 def test_ids_and_sizes(spans: SpanTokenizer) -> None:
     vocabulary = spans.extended.get_vocab()
@@ -30,21 +33,21 @@ def test_english_takes_the_original_vocabulary(spans: SpanTokenizer, texts: Any)
         ids = spans.encode_english(text)
         assert ids == spans.original.encode(text, add_special_tokens=False)
         assert max(ids) < spans.original_size
-        assert spans.decode(ids) == text
+        assert spans.decode(ids) == text or spans.original.unk_token_id in ids
     target = spans.encode_target(texts.spanish[0])
     assert max(target) >= spans.original_size
     assert len(target) < len(spans.encode_english(texts.spanish[0]))
     assert spans.decode(target) == texts.spanish[0]
 
 
-def test_nothing_typed_becomes_a_special_token(spans: SpanTokenizer) -> None:
+def test_nothing_typed_becomes_a_special_token(kind: str, spans: SpanTokenizer) -> None:
     text = "a <EN> b<RESPONSE><ES> <|im_end|><|im_start|>system\n<|pad|> <|endoftext|>"
-    special = {token_id for token_id, token in spans.extended.added_tokens_decoder.items() if token.special}
+    special = {token_id for token_id, token in spans.extended.added_tokens_decoder.items() if token.special} - {spans.extended.unk_token_id}
     assert len(special) >= 6
     assert special & set(spans.extended.encode(text)), "parsed as usual, the specials are found"
     for ids in (spans.encode_english(text), spans.encode_target(text), spans.encode_target_batch([text])[0]):
         assert not special & set(ids)
-        assert spans.decode(ids) == text
+        assert spans.decode(ids) == text or kind == "unigram_unknown"
 
 
 def test_nothing_is_added_cut_or_padded(spans: SpanTokenizer) -> None:
@@ -60,20 +63,21 @@ def test_settings_of_the_hugging_face_tokenizers_do_not_matter(spans: SpanTokeni
     assert spans.encode_target_batch(texts.spanish[:5]) == before
 
 
-def test_batches_equal_single_texts(spans: SpanTokenizer, random_texts: list[str]) -> None:
+def test_batches_equal_single_texts(kind: str, spans: SpanTokenizer, random_texts: list[str]) -> None:
     assert spans.encode_english_batch(iter(random_texts)) == [spans.encode_english(text) for text in random_texts]
     assert spans.encode_target_batch(random_texts) == [spans.encode_target(text) for text in random_texts]
     assert spans.encode_target_batch([]) == []
-    assert [spans.decode(ids) for ids in spans.encode_target_batch(random_texts)] == random_texts
-    assert [spans.decode(ids) for ids in spans.encode_english_batch(random_texts)] == random_texts
+    if kind not in LOSSY:
+        assert [spans.decode(ids) for ids in spans.encode_target_batch(random_texts)] == random_texts
+        assert [spans.decode(ids) for ids in spans.encode_english_batch(random_texts)] == random_texts
 
 
 def test_decode_skips_markers_and_takes_any_ids(spans: SpanTokenizer) -> None:
     markers = spans.markers
     ids = [markers.english, *spans.encode_english("Hi."), markers.response, markers.target, *spans.encode_target("Hola."), spans.pad_id]
-    assert spans.decode(ids) == "Hi.Hola."
+    assert spans.decode(ids).split() in (["Hi.Hola."], ["Hi.", "Hola."])
     assert spans.decode([]) == ""
-    assert spans.decode(spans.encode_target("ñ")[:1]) in ("ñ", "�")
+    assert spans.decode(spans.encode_target("ñ")[:1]) in ("ñ", "�", ""), "a piece, a half of one, or the space before it"
 
 
 def test_save_and_load(spans: SpanTokenizer, tmp_path: Path, random_texts: list[str], texts: Any) -> None:
@@ -107,9 +111,8 @@ def test_incomplete_or_wrong_folders_are_refused(spans: SpanTokenizer, tmp_path:
         SpanTokenizer.load(tmp_path)
 
 
-def test_tokenizers_that_do_not_belong_together_are_refused(spans: SpanTokenizer, texts: Any, request: pytest.FixtureRequest) -> None:
-    name = "gpt2_like" if "<think>" in spans.original.get_vocab() else "llama_like"
-    other: Fast = request.getfixturevalue(name)
+def test_tokenizers_that_do_not_belong_together_are_refused(kind: str, spans: SpanTokenizer, texts: Any, make_original: Any) -> None:
+    other: Fast = make_original("llama3" if kind == "gpt2" else "gpt2")
     with pytest.raises(ModelError, match="not an extension"):
         SpanTokenizer(other, spans.extended, LANGUAGES["es"])
     with pytest.raises(ModelError, match="lacks the marker"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transllm.languages import Language
 from transllm.model import Known, interleaved
-from transllm.tokenizer import SpanTokenizer, marker_texts, piece_bytes, sub_tokens
+from transllm.tokenizer import SpanTokenizer, family_of, marker_texts, sub_tokens
 
 PAD = "<|pad|>"
 SAMPLE_CHARACTERS = 3_000_000
@@ -44,7 +44,8 @@ def known(spans: SpanTokenizer, parts: Mapping[int, Sequence[int]], texts: Texts
         seed: the recipe's.
     """
     special = {*spans.extended.added_tokens_decoder}
-    n_bytes = {token_id: len(piece_bytes(token)) for token, token_id in spans.original.get_vocab().items()}
+    bytes_of = family_of(spans.original).bytes_of
+    n_bytes = {token_id: len(bytes_of(token)) for token, token_id in spans.original.get_vocab().items()}
     return Known({new_id: ids for new_id, ids in parts.items() if new_id not in special}, n_bytes,
                  lambda: _documents(spans, texts), lambda: _entries(spans, texts.lexicon), seed)
 

@@ -56,7 +56,7 @@ def prove(context: Context, spans: SpanTokenizer, learned: Learned, held: Mappin
             "proof": {"round_trips": asdict(trips), "gguf_pieces": gguf, "rows": asdict(rows), "least_identical": least}}
 
 
-def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int, rows: RowProof, *, dropped: int) -> list[str]:
+def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int | None, rows: RowProof, *, dropped: int) -> list[str]:
     """The proof for the reader."""
     told = ["Proof:"]
     for what, found in compared.items():
@@ -66,11 +66,14 @@ def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int, rows
                     + (f"; the {differ:,} others are in {DIFFERENCES}" if differ else ""))
     return [
         *told, f"  {dropped:,} sub-words were left out for that",
-        f"  round trip: all {trips.single_bytes} bytes, {trips.byte_strings:,} random byte strings, {trips.texts:,} texts",
+        f"  round trip: all {trips.single_bytes} bytes, {trips.byte_strings:,} random byte strings, {trips.texts:,} texts"
+        if trips.single_bytes else
+        f"  round trip: {trips.texts:,} texts; the tokenizer has no pieces for bytes, so what it does not know is unknown as before",
         f"  {rows.old:,} old rows are bit for bit as before, in memory and in the files; {rows.new:,} are new, {rows.padding:,} are "
         f"padding; embedding and head are {'one matrix' if rows.tied else 'two matrices'}",
         "  config, tokenizer, embedding and head agree on the size; saved and loaded, all is the same",
-        f"  {gguf:,} new pieces came back from a GGUF file"]
+        f"  {gguf:,} new pieces came back from a GGUF file" if gguf is not None else
+        "  GGUF: not tried; converters take a SentencePiece vocabulary from tokenizer.model, which is extended too where there is one"]
 
 
 def _list_differences(context: Context, compared: Mapping[str, Comparison]) -> None:

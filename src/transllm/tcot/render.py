@@ -79,8 +79,17 @@ class Renderer:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation, up to where the assistant is to speak."""
         ids: list[int] = []
-        for piece in _template_pieces(self._template, messages):
-            ids.extend(self._encode(piece.content.strip(), piece.language) if isinstance(piece, Message) else self._control(piece))
+        before = space = ""
+        pieces = _template_pieces(self._template, messages)
+        for place, piece in enumerate(pieces):
+            if isinstance(piece, Message):
+                ids.extend(self._encode(space + piece.content.strip(), piece.language, after=before))
+                before, space = piece.role, ""  # any text that is no control token
+            else:
+                # A space between the template's words and a message is a part of the message's first token.
+                said = piece.rstrip(" ") if place + 1 < len(pieces) else piece
+                ids.extend(self.spans.encode_control(said, after=before))
+                before, space = said or before, piece[len(said):]
         return ids
 
     def row(self, messages: Sequence[Message], answer: Sequence[Span], *, end: bool = True) -> tuple[list[int], list[bool]]:
@@ -120,12 +129,9 @@ class Renderer:
         markers = self.spans.markers
         return [Span(markers.target if to == "target" else markers.english, text, to)]
 
-    def _encode(self, text: str, language: Language) -> list[int]:
-        return self.spans.encode_english(text) if language == "english" else self.spans.encode_target(text)
-
-    def _control(self, text: str) -> list[int]:
-        """Text of the template itself: here control tokens are what they look like."""
-        return list(self._template(text, add_special_tokens=False)["input_ids"])
+    def _encode(self, text: str, language: Language, *, after: str = "") -> list[int]:
+        encode = self.spans.encode_english if language == "english" else self.spans.encode_target
+        return encode(text, after=after)
 
     def _end_of_turn(self) -> int:
         """The first control token that the template writes after an assistant's words, else the end of text."""
@@ -135,7 +141,7 @@ class Renderer:
         added = self._template.added_tokens_decoder.items()
         special = {*self._template.all_special_ids, *(number for number, token in added if token.special)}
         if isinstance(tail, str):
-            for token in self._control(tail):
+            for token in self.spans.encode_control(tail, after="!"):
                 if token in special:
                     return token
         eos = self._template.eos_token_id

@@ -1,7 +1,10 @@
-"""Learn sub-words, extend a byte-level BPE tokenizer, encode spans in the vocabulary of their language, measure fertility."""
+"""Learn sub-words, extend a tokenizer, encode spans in the vocabulary of their language, measure fertility.
 
-from transllm.tokenizer.bytelevel import piece_bytes
+Three kinds of tokenizer: byte-level BPE, SentencePiece BPE and Unigram (see ``family.py``).
+"""
+
 from transllm.tokenizer.extend import extend_tokenizer, id_limit, load_tokenizer, save_tokenizer, sub_tokens
+from transllm.tokenizer.family import Family, family_of
 from transllm.tokenizer.fertility import Comparison, Fertility, compare, fertility, segment
 from transllm.tokenizer.learn import Learned, learn_merges
 from transllm.tokenizer.proof import LEAST_IDENTICAL, RoundTrips, prove_gguf, prove_kept, prove_round_trips
@@ -14,6 +17,7 @@ __all__ = [
     "LEAST_IDENTICAL",
     "RESPONSE_MARKER",
     "Comparison",
+    "Family",
     "Fertility",
     "Learned",
     "Markers",
@@ -23,12 +27,12 @@ __all__ = [
     "Throughput",
     "compare",
     "extend_tokenizer",
+    "family_of",
     "fertility",
     "id_limit",
     "learn_merges",
     "load_tokenizer",
     "marker_texts",
-    "piece_bytes",
     "prove_gguf",
     "prove_kept",
     "prove_round_trips",

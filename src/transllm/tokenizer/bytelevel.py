@@ -1,27 +1,33 @@
-"""What this room needs to know of a byte-level BPE tokenizer, read off its own ``tokenizer.json``.
+"""Byte-level BPE, read off the tokenizer's own ``tokenizer.json``.
 
 A byte-level BPE writes every byte as one printable character (GPT-2's alphabet), cuts a text into pre-tokens and merges
-neighbours inside a pre-token in the order of its list of merges. GPT-2, Llama 3, Qwen and SmolLM are of this kind. Any other
-kind is refused here, so that the rest of the room can rely on it.
+neighbours inside a pre-token in the order of its list of merges. GPT-2, Llama 3, Qwen and SmolLM are of this kind.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from transllm.errors import ModelError
+from transllm.tokenizer.backend import plain, plain_backend
+from transllm.tokenizer.script import Script, whole_words, with_whole_words
+from transllm.tokenizer.words import Cut, Progress, cut, stretches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from transllm.tokenizer.learn import Learned
 
 _SHOWN = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 _HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
 _BYTE_OF = {chr(byte): byte for byte in _SHOWN} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
 _CHAR_OF = {byte: char for char, byte in _BYTE_OF.items()}
+_HOLE = "<|unused_{}|>"
 
 
 def piece_bytes(piece: str) -> bytes:
@@ -34,63 +40,67 @@ def byte_piece(raw: bytes) -> str:
     return "".join(_CHAR_OF[byte] for byte in raw)
 
 
-def structure(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The tokenizer as the parsed content of its ``tokenizer.json``, merges as pairs.
+def add_to_vocabulary(model: dict[str, Any], old: Mapping[str, int], new: Iterable[str]) -> None:
+    """Number the new entries of a BPE model's vocabulary after the highest old id. Holes below it are filled.
 
-    Raises:
-        ModelError: it is not a byte-level BPE.
+    Loading numbers an added token by its entry in the model, and else counts on from the size of the model: without an entry
+    of their own, the old added tokens would be counted on from the new pieces. No merge makes such an entry, so no text reaches it.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise ModelError("The tokenizer has no tokenizer.json (it is not a fast tokenizer), so its vocabulary cannot be extended. "
-                         "Take a model whose folder holds tokenizer.json.")
-    parsed: dict[str, Any] = json.loads(backend.to_str())
-    kind = _foreign_kind(parsed)
-    if kind is not None:
-        raise ModelError(f"The tokenizer is {kind}, not a byte-level BPE, so its vocabulary cannot be extended. "
-                         f"Take a model with a byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM and their like).")
-    return parsed
+    first = max(old.values()) + 1
+    taken = set(old.values())
+    model["vocab"].update(old)
+    model["vocab"].update({_HOLE.format(hole): hole for hole in range(first) if hole not in taken})
+    model["vocab"].update({content: number for number, content in enumerate(new, start=first)})
 
 
-def _foreign_kind(parsed: dict[str, Any]) -> str | None:
-    """The name of a kind that this room cannot extend; None for a byte-level BPE."""
-    model = parsed["model"]
-    steps = {step["type"] for step in _flat(parsed["pre_tokenizer"], "pretokenizers")}
-    if model["type"] != "BPE":
-        return f"a {model['type']} model"
-    if model.get("byte_fallback") or "Metaspace" in steps:
-        return "a SentencePiece BPE (Metaspace or byte fallback)"
-    if "ByteLevel" not in steps and "ByteLevel" not in {step["type"] for step in _flat(parsed["normalizer"], "normalizers")}:
-        return "a character-level BPE"
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        return "a BPE with marks at the borders of words"
-    if model.get("dropout"):
-        return "a BPE with dropout, which cuts the same text differently each time"
-    return None
+class ByteLevel:
+    """See :class:`transllm.tokenizer.family.Family`. Bytes write every text, so no character is ever lacking."""
 
+    space = " "
+    unknown: int | None = None
 
-def _flat(step: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer or normalizer, sequences opened."""
-    if step is None:
-        return []
-    if step["type"] == "Sequence":
-        return [leaf for part in step[inside] for leaf in _flat(part, inside)]
-    return [step]
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, parsed: dict[str, Any]) -> None:
+        self._tokenizer, self.parsed = tokenizer, parsed
 
+    @cached_property
+    def backend(self) -> Tokenizer:
+        return plain_backend(self._tokenizer)
 
-def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer's backend that adds nothing to a text and reads nothing into it.
+    def counted(self, texts: Iterable[str]) -> Counter[str]:
+        return stretches(texts)
 
-    Special tokens typed in a text stay text, no beginning-of-text token is added, nothing is cut or padded.
-    """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.post_processor = None
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
+    def cut(self, backend: Tokenizer, counted: Mapping[str, int], *, single: re.Pattern[str] | None = None,
+            progress: Progress | None = None) -> Cut:
+        return cut(backend, counted, single=single, progress=progress)
 
+    def bytes_of(self, piece: str) -> bytes:
+        return piece_bytes(piece)
 
-def plain_ids(backend: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text, by a backend from :func:`plain_backend`."""
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def cut_bytes(self, backend: Tokenizer, raw: bytes) -> list[str] | None:
+        return [token.value for token in backend.model.tokenize(byte_piece(raw))]
+
+    def whole_words(self, script: Script) -> Tokenizer | None:
+        text = with_whole_words(self.backend.to_str(), script)
+        return None if text is None else plain(text)
+
+    def lacking(self, counted: Mapping[str, int]) -> Counter[str]:
+        return Counter()
+
+    def spelled(self, characters: Sequence[str]) -> Tokenizer:
+        raise NotImplementedError("a byte-level vocabulary lacks no character")
+
+    def touches(self, piece: str) -> bool:
+        return False
+
+    def finished(self, learned: Learned, english: Iterable[str]) -> Learned:
+        return learned
+
+    def fits(self, learned: Learned) -> bool:
+        return [left + right for left, right in learned.merges] == learned.pieces
+
+    def insert(self, learned: Learned, old: Mapping[str, int], atoms: Collection[str]) -> None:
+        model = self.parsed["model"]
+        add_to_vocabulary(model, old, [*learned.pieces, *atoms])
+        model["merges"] += [list(merge) for merge in learned.merges]
+        if learned.whole_words:
+            self.parsed["pre_tokenizer"] = whole_words(self.parsed["pre_tokenizer"], learned.script)

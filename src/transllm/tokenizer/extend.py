@@ -1,6 +1,6 @@
 """Put learned pieces and markers into a tokenizer without moving anything that is there.
 
-Pieces go into the BPE model itself (vocabulary and merges of ``tokenizer.json``), so they are found by merging, at the speed of
+Pieces go into the model itself (vocabulary and merges, or pieces and scores, of ``tokenizer.json``), so they are found at the speed of
 the original; only the few markers are added tokens. Ids that exist stay; new ones follow the highest: pieces, markers, pad.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transllm.errors import ModelError
-from transllm.tokenizer.bytelevel import piece_bytes, plain_backend, plain_ids, structure
-from transllm.tokenizer.script import whole_words
+from transllm.tokenizer.backend import plain_backend, plain_ids
+from transllm.tokenizer.family import Family, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transllm.tokenizer.learn import Learned
 
 DEFAULT_PAD = "<|pad|>"
-_HOLE = "<|unused_{}|>"
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, learned: Learned, *, markers: Sequence[str],
@@ -34,7 +33,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, learned: Learned, *, ma
     are taken over.
 
     Args:
-        tokenizer: a byte-level BPE.
+        tokenizer: of any family in ``family.py``.
         learned: from :func:`transllm.tokenizer.learn_merges` on the same tokenizer.
         markers: texts of the marker tokens, each one atomic and special.
         pad: name of the pad token, used only if the tokenizer has none or pads with its end of sequence. None: a default name.
@@ -43,34 +42,25 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, learned: Learned, *, ma
         ModelError: another kind of tokenizer, a marker that exists or comes twice, pieces that do not fit the tokenizer,
             or a check of the result that fails.
     """
-    parsed = structure(tokenizer)
+    family = family_of(tokenizer)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     first = id_limit(tokenizer)
     new_pad = pad or DEFAULT_PAD
     wants_pad = tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token
     atoms = [*markers, *([new_pad] if wants_pad else [])]
     _check_markers(atoms, vocabulary, learned)
-    _check_pieces(learned, vocabulary)
+    _check_pieces(learned, vocabulary, family)
 
-    model_vocabulary: dict[str, int] = parsed["model"]["vocab"]
-    # Loading numbers an added token by its entry in the model, and else counts on from the size of the model: without an entry
-    # of their own, the old added tokens would be counted on from the new pieces.
-    model_vocabulary.update(vocabulary)
-    taken = set(vocabulary.values())
-    model_vocabulary.update({_HOLE.format(hole): hole for hole in range(first) if hole not in taken})
-    for token_id, content in enumerate([*learned.pieces, *atoms], start=first):
-        model_vocabulary[content] = token_id
-    parsed["model"]["merges"] += [list(merge) for merge in learned.merges]
-    if learned.whole_words:
-        parsed["pre_tokenizer"] = whole_words(parsed["pre_tokenizer"], learned.script)
+    parsed = family.parsed
+    family.insert(learned, vocabulary, atoms)
     parsed["added_tokens"] += [
-        {"id": model_vocabulary[atom], "content": atom, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True} for atom in atoms]
+        {"id": token_id, "content": atom, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for token_id, atom in enumerate(atoms, start=first + len(learned.pieces))]
     # Padding that is set in the file names the old pad token. The caller of a tokenizer chooses padding and cutting anew.
     parsed["padding"] = parsed["truncation"] = None
 
     extended = _rebuilt(tokenizer, parsed, pad=new_pad if wants_pad else None)
-    _verify(tokenizer, extended, learned, atoms)
+    _verify(tokenizer, extended, learned, atoms, family)
     return extended
 
 
@@ -83,26 +73,36 @@ def sub_tokens(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerF
                descriptions: Mapping[str, str] | None = None) -> dict[int, list[int]]:
     """For each new id, the original ids that it stands for, in text order: what its embedding row can start from.
 
-    A piece stands for the original tokens that its merges join, which are those that the original model saw in its place. An
-    added token stands for its description (e.g. ``{"<ES>": "Spanish:"}``), or for its own characters if it has none.
+    A piece stands for the original tokens that its merges join, which are those that the original model saw in its place; in a
+    Unigram model, for its cut by the original. A character that the vocabulary lacked stands for its bytes. An added token stands
+    for its description (e.g. ``{"<ES>": "Spanish:"}``), or for its own characters if it has none.
 
     Raises:
-        ModelError: an added token whose description, or a piece whose merges, give no original token.
+        ModelError: an added token or a piece that gives no original token.
     """
     known: dict[str, int] = original.get_vocab()
     first = id_limit(original)
     parts: dict[str, list[int]] = {}
     found: dict[int, list[int]] = {}
     vocabulary: dict[str, int] = extended.get_vocab()
-    for left, right in structure(extended)["model"]["merges"]:
-        piece = left + right
-        if vocabulary[piece] >= first and piece not in parts:
-            parts[piece] = [*(parts.get(left) or [known[left]]), *(parts.get(right) or [known[right]])]
     backend = plain_backend(original)
+
+    def originals(piece: str) -> list[int]:
+        return parts.get(piece) or ([known[piece]] if piece in known else [token.id for token in backend.model.tokenize(piece)])
+
+    for left, right in family_of(extended).parsed["model"].get("merges", []):
+        # Of a piece's merges, the first is the one that it was learned from.
+        if vocabulary[left + right] >= first and left + right not in parts:
+            parts[left + right] = [*originals(left), *originals(right)]
+    added = {token.content for token in extended.added_tokens_decoder.values()}
     for content, token_id in vocabulary.items():
         if token_id < first:
             continue
-        found[token_id] = parts.get(content) or plain_ids(backend, [(descriptions or {}).get(content) or content])[0]
+        if content in added:
+            described = plain_ids(backend, [(descriptions or {}).get(content, ""), content])
+            found[token_id] = described[0] or described[1]
+        else:
+            found[token_id] = originals(content)
         if not found[token_id]:
             raise ModelError(f"The new token '{content}' stands for no original token, so its embedding has nothing to start "
                              f"from. Give it a description that the original tokenizer can encode.")
@@ -140,17 +140,19 @@ def _check_markers(atoms: Sequence[str], vocabulary: Mapping[str, int], learned:
         taken.add(atom)
 
 
-def _check_pieces(learned: Learned, vocabulary: Mapping[str, int]) -> None:
+def _check_pieces(learned: Learned, vocabulary: Mapping[str, int], family: Family) -> None:
     advice = "Learn the merges on this very tokenizer."
-    known = set(vocabulary)
-    if [left + right for left, right in learned.merges] != learned.pieces:
+    if not family.fits(learned):
         raise ModelError(f"The learned merges do not make the learned pieces. {advice}")
-    for left, right in learned.merges:
-        if left not in known or right not in known:
-            raise ModelError(f"The learned merge of '{left}' and '{right}' has a part that is not in the vocabulary. {advice}")
-        if left + right in known:
-            raise ModelError(f"The learned piece '{left + right}' is in the tokenizer's vocabulary already. {advice}")
-        known.add(left + right)
+    merge_of = {left + right: (left, right) for left, right in learned.merges}
+    known = set(vocabulary)
+    for piece in learned.pieces:
+        for part in merge_of.get(piece, ()):
+            if part not in known:
+                raise ModelError(f"The learned piece '{piece}' has a part '{part}' that is not in the vocabulary. {advice}")
+        if piece in known:
+            raise ModelError(f"The learned piece '{piece}' is in the tokenizer's vocabulary already. {advice}")
+        known.add(piece)
 
 
 def _rebuilt(tokenizer: PreTrainedTokenizerFast, parsed: dict[str, Any], *, pad: str | None) -> PreTrainedTokenizerFast:
@@ -174,7 +176,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _verify(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, learned: Learned, atoms: Sequence[str]) -> None:
+def _verify(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, learned: Learned, atoms: Sequence[str],
+            family: Family) -> None:
     """Hold the result to its promises. Each is a bug of ours or of a library if it fails, and would spoil a whole run."""
     def require(holds: bool, promise: str) -> None:
         if not holds:
@@ -191,10 +194,11 @@ def _verify(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast
     require({**original.special_tokens_map, "pad_token": 0} == {**extended.special_tokens_map, "pad_token": 0},
             "the special tokens are the original's")
 
-    plain = plain_backend(extended)
-    texts = [piece_bytes(piece).decode(errors="ignore") for piece in learned.pieces]
-    require(plain.decode_batch(plain_ids(plain, texts)) == plain_backend(original).decode_batch(
-        plain_ids(plain_backend(original), texts)), "every new piece round-trips")
+    plain, before = plain_backend(extended), plain_backend(original)
+    texts = [family.bytes_of(piece).decode(errors="ignore") for piece in learned.pieces]
+    decoded = zip(texts, plain.decode_batch(plain_ids(plain, texts)), before.decode_batch(plain_ids(before, texts)), strict=True)
+    # Some decoders take the space at a text's head away.
+    require(all(now.strip() in (then.strip(), text.strip()) for text, now, then in decoded), "every new piece round-trips")
     for atom in atoms:
         require(extended.encode(atom, add_special_tokens=False) == [new[atom]], f"'{atom}' is atomic")
         require(new[atom] not in plain.encode(f"{atom} a{atom}", add_special_tokens=False).ids, f"a typed '{atom}' is plain text")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from transllm.tokenizer.bytelevel import plain_backend
+from transllm.tokenizer.backend import plain_backend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

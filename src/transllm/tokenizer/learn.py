@@ -1,4 +1,4 @@
-"""Learn further merges of a byte-level BPE on target-language text, without a change to how English is cut.
+"""Learn further sub-words of a tokenizer on target-language text, without a change to how English is cut.
 
 Training goes on where the tokenizer's own training ended: words are first cut into *original* tokens, then the most frequent
 pair of neighbours is joined, again and again (Sennrich et al., arXiv 1508.07909). The new merges rank after all original ones,
@@ -14,6 +14,9 @@ in the vocabulary is taken whole) a piece learned inside a long word is also wha
 appear whole in English, where its parts are forbidden. And no learned piece is shadowed: it occurs when it is made, and from
 then on either stays or is a part of a piece that does. Pieces that end up as parts only cannot be left out, since the longer ones are
 made of them; they are counted (``only_parts``).
+
+The families learn alike; what differs is in their files (``bytelevel.py``, ``spbpe.py``, ``unigram.py``): where words end, which characters
+must come in before anything can be joined, which tokens never join, and what the model needs beside the pieces.
 """
 
 from __future__ import annotations
@@ -21,18 +24,17 @@ from __future__ import annotations
 import heapq
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
-from transllm.tokenizer.bytelevel import piece_bytes, plain_backend, structure
+from transllm.tokenizer.family import Family, family_of, require_faithful
 from transllm.tokenizer.joining import Joiner
-from transllm.tokenizer.script import Script, script_of, with_whole_words
-from transllm.tokenizer.words import Progress, cut, stretches
+from transllm.tokenizer.script import Script, script_of
+from transllm.tokenizer.words import Progress
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 _REPORT_EVERY = 100
@@ -53,18 +55,19 @@ _URL = re.compile(r"https?|ftp|www|html?|php", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What was learned. Strings are in the byte-level alphabet.
+    """What was learned. Strings are written as the tokenizer's own pieces are: byte-level alphabet, or ▁ for a space.
 
     Attributes:
-        merges: pairs to join, in rank order; each makes exactly one new piece.
-        pieces: the new pieces, in the order of their future ids.
-        dropped: merges that were frequent enough but not taken, by reason: ``english`` (the pair occurs in English), ``existing``
-            (the piece is in the vocabulary already), ``digits`` (numbers keep their own tokens), ``code`` (signs of ASCII, or of program
-            text), ``url`` (words of addresses), ``short`` (a few plain letters inside words, too rare to be worth a name that is cut
-            otherwise; only for a Latin-script language) and ``latin`` (where the target script is another: Latin letters, or nothing
-            that is the script's own).
-        curve: (pieces, tokens): how many tokens the sample's words have with the first so many pieces, every hundred pieces. With
-            ``least_saving`` it goes on to where the size was decided.
+        merges: pairs to join, in rank order; each makes exactly one new piece. None for a Unigram model.
+        pieces: the new pieces, in the order of their future ids. Characters that the vocabulary lacked come first; no merge makes them.
+        dropped: pieces that were frequent enough but not taken, by reason: ``english`` (the pair or the character occurs in English, or
+            the piece would change how an English word is cut), ``existing`` (the piece is in the vocabulary already, or is a step to
+            one), ``digits`` (numbers keep their own tokens), ``code`` (signs of ASCII, or of program text), ``url`` (words of addresses),
+            ``short`` (a few plain letters inside words, too rare to be worth a name that is cut otherwise; only for a Latin-script
+            language) and ``latin`` (where the target script is another: Latin letters, or nothing that is the script's own).
+        scores: log-probabilities of the pieces, for a Unigram model only.
+        curve: (pieces, tokens): how many tokens the sample's words have with the first so many pieces, every hundred pieces, from the
+            characters on. With ``least_saving`` it goes on to where the size was decided.
         only_parts: pieces that stand nowhere in the sample's final cut: longer ones are made of them.
         script: what the sample is written in; empty for a Latin-script language.
         whole_words: whether runs of that script become pre-tokens.
@@ -74,6 +77,7 @@ class Learned:
     merges: list[tuple[str, str]]
     pieces: list[str]
     dropped: dict[str, int]
+    scores: list[float] = field(default_factory=list)
     curve: list[tuple[int, int]] = field(default_factory=list)
     only_parts: int = 0
     script: Script = field(default_factory=Script)
@@ -84,13 +88,13 @@ class Learned:
 def learn_merges(tokenizer: PreTrainedTokenizerFast, target_texts: Iterable[str], english_texts: Iterable[str], *,
                  size: int, min_count: int, latin: bool = True, least_saving: float | None = None, whole_words: bool = True,
                  progress: Progress | None = None, reading: Progress | None = None) -> Learned:
-    """Learn at most ``size`` merges, each seen at least ``min_count`` times in the target sample.
+    """Learn at most ``size`` pieces, each seen at least ``min_count`` times in the target sample.
 
     The result depends only on the tokenizer and on the words of the two samples and their counts, not on their order.
-    Pieces may end inside a character (as byte-level pieces do): scripts of several bytes a character need them on the way.
+    Byte-level pieces may end inside a character: scripts of several bytes a character need them on the way.
 
     Args:
-        tokenizer: a byte-level BPE.
+        tokenizer: of any family in ``family.py``.
         target_texts: the sample to learn on.
         english_texts: the sample whose cut must not change. More of it keeps more: 0.5, 2 and 5 M characters left 99.55, 99.69 and
             99.76 % of unseen sentences as they were (49 k vocabulary, 4,000 new pieces of another Latin-script language).
@@ -104,42 +108,46 @@ def learn_merges(tokenizer: PreTrainedTokenizerFast, target_texts: Iterable[str]
         reading: called while the sample is cut, with (characters so far, all that are different).
 
     Raises:
-        ModelError: the tokenizer is of another kind.
+        ModelError: the tokenizer is of another kind, or its normaliser loses letters of the target text.
     """
-    structure(tokenizer)
-    original = plain_backend(tokenizer)
-    sample = stretches(target_texts)
+    family = family_of(tokenizer)
+    target_texts = list(target_texts)
+    require_faithful(tokenizer, target_texts)
+    sample = family.counted(target_texts)
+    del target_texts
     script = Script() if latin else script_of(sample)
-    backend, pre_tokens = _backend(original, script, sample) if whole_words else (original, (0, 0))
-    learner = _Learner(tokenizer, script=None if latin else script)
-    learner.forbid(cut(original, _in_all_cases(text for text in stretches(english_texts) if not script.found_in(text))).pairs().tolist())
-    changed = backend is not original
-    joiner = Joiner(cut(backend, sample, single=re.compile(script.run) if changed else None, progress=reading), min_count=max(1, min_count))
+    english = _in_all_cases((part for part in family.counted(english_texts) if not script.found_in(part)), family.space)
+    learner = _Learner(family, tokenizer.get_vocab(), script=None if latin else script, least=max(1, min_count), size=size)
+    backend, pre_tokens = learner.spell(sample, english), (0, 0)
+    changed: Tokenizer | None = None
+    if whole_words:
+        changed, pre_tokens = _changed_rule(family, script, sample)
+    learner.forbid(family.cut(backend, english).pairs().tolist())
+    joiner = Joiner(family.cut(changed or backend, sample, single=re.compile(script.run) if changed else None, progress=reading),
+                    min_count=max(1, min_count))
     del sample
-    learner.learn(joiner, size, least_saving, progress)
-    return learner.result(joiner, script, changed, pre_tokens)
+    learner.learn(joiner, least_saving, progress)
+    return family.finished(learner.result(joiner, script, changed is not None, pre_tokens), english)
 
 
-def _backend(original: Tokenizer, script: Script, sample: Iterable[str]) -> tuple[Tokenizer, tuple[int, int]]:
-    """The tokenizer with runs of the script as pre-tokens, if that makes markedly fewer of them; and how many each rule makes."""
-    text = with_whole_words(original.to_str(), script)
-    if text is None:
-        return original, (0, 0)
-    changed = Tokenizer.from_str(text)
-    changed.encode_special_tokens = True
+def _changed_rule(family: Family, script: Script, sample: Mapping[str, int]) -> tuple[Tokenizer | None, tuple[int, int]]:
+    """A backend with runs of the script as pre-tokens, if that makes markedly fewer of them; and how many each rule makes."""
+    changed = family.whole_words(script)
+    if changed is None:
+        return None, (0, 0)
     words = sorted(word for word in sample if script.found_in(word))
     counted = dict.fromkeys(words[::max(1, len(words) // _MEASURED)], 1)
-    before, after = (int(cut(backend, counted).first.sum()) for backend in (original, changed))
-    return (changed, (before, after)) if after <= (1 - _FEWER_PRE_TOKENS) * before else (original, (before, before))
+    before, after = (int(family.cut(backend, counted).first.sum()) for backend in (family.backend, changed))
+    return (changed, (before, after)) if after <= (1 - _FEWER_PRE_TOKENS) * before else (None, (before, before))
 
 
-def _in_all_cases(texts: Iterable[str]) -> dict[str, int]:
-    """The stretches, and their words of plain letters also in lower case, capitalised, in upper case, with and without a space before."""
-    grown = dict.fromkeys(texts, 1)
-    words = {letters for text in grown for letters in _LETTERS.findall(text) if letters.isascii()}
+def _in_all_cases(parts: Iterable[str], space: str) -> dict[str, int]:
+    """The parts, and their words of plain letters also in lower case, capitalised, in upper case, with and without a space before."""
+    grown = dict.fromkeys(parts, 1)
+    words = {letters for part in grown for letters in _LETTERS.findall(part) if letters.isascii()}
     for letters in words:
         for variant in (letters, letters.lower(), letters.capitalize(), letters.upper()):
-            grown[variant] = grown[f" {variant}"] = 1
+            grown[variant] = grown[space + variant] = 1
     return grown
 
 
@@ -147,33 +155,58 @@ class _Learner:
     """Chooses the pairs to join.
 
     Args:
+        vocabulary: the tokenizer's.
         script: the script that each piece must have something of; None for a Latin-script language.
+        least: occurrences of a character that becomes a piece.
+        size: new pieces at most.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, script: Script | None) -> None:
-        self._script = script
-        self._known: dict[str, int] = dict(tokenizer.get_vocab())
+    def __init__(self, family: Family, vocabulary: Mapping[str, int], *, script: Script | None, least: int, size: int) -> None:
+        self._family, self._script, self._least, self._most = family, script, least, size
+        self._known = dict(vocabulary)
         self._piece: dict[int, str] = {token_id: piece for piece, token_id in self._known.items()}
         self._first = max(self._piece) + 1
         self._forbidden: set[int] = set()
         self._dropped = {"english": 0, "existing": 0, "digits": 0, "code": 0, "url": 0, "short": 0, "latin": 0}
+        self._characters: list[str] = []
         self._made: list[int] = []
         self._curve: list[tuple[int, int]] = []
         self._size = 0
+
+    def spell(self, sample: Mapping[str, int], english: Mapping[str, int]) -> Tokenizer:
+        """Make pieces of the characters that the vocabulary lacks, the most frequent first: bytes and unknown tokens never join.
+
+        Returns:
+            A plain backend that has them.
+        """
+        lacking = self._family.lacking(sample)
+        spoken = self._family.lacking(english) if lacking else {}
+        for char, count in sorted(lacking.items(), key=lambda entry: (-entry[1], entry[0])):
+            if count < self._least or len(self._characters) == self._most:
+                break
+            reason = "english" if char in spoken else "latin" if self._foreign(char.encode(), char) else None
+            if reason is not None:
+                self._dropped[reason] += 1
+                continue
+            self._known[char], self._piece[self._first] = self._first, char
+            self._first += 1
+            self._characters.append(char)
+        return self._family.spelled(self._characters) if self._characters else self._family.backend
 
     def forbid(self, pairs: Iterable[int]) -> None:
         """Never join these pairs of original tokens: they are neighbours in English."""
         self._forbidden.update(pairs)
 
-    def learn(self, joiner: Joiner, size: int, least_saving: float | None, progress: Progress | None) -> None:
-        """Join the most frequent allowed pair until ``size`` pieces are made, no pair is frequent enough or more saves too little.
+    def learn(self, joiner: Joiner, least_saving: float | None, progress: Progress | None) -> None:
+        """Join the most frequent allowed pair until there are enough pieces, no pair is frequent enough or more saves too little.
 
         Ties go to the lower ids. Counts on the heap can be out of date, never too low: they are corrected when they come up.
         """
         heap = [(-count, pair) for pair, count in joiner.counts.items()]
         heapq.heapify(heap)
-        self._curve.append((0, joiner.tokens))
-        while heap and len(self._made) < size:
+        done = len(self._characters)
+        self._curve.append((done, joiner.tokens))
+        while heap and done < self._most:
             negative, pair = heapq.heappop(heap)
             count = joiner.counts[pair]
             if count != -negative:
@@ -189,15 +222,15 @@ class _Learner:
                 continue
             for grown, times in joiner.join(pair, self._new(pair)):
                 heapq.heappush(heap, (-times, grown))
-            done = len(self._made)
-            if done % _REPORT_EVERY == 0 or done == size:
+            done += 1
+            if done % _REPORT_EVERY == 0 or done == self._most:
                 self._curve.append((done, joiner.tokens))
                 if progress is not None:
-                    progress(done, size)
+                    progress(done, self._most)
                 if least_saving is not None and self._saved() < least_saving:
-                    self._size = done - _STEP
+                    self._size = max(done - _STEP, len(self._characters))
                     return
-        self._size = len(self._made)
+        self._size = done
         if self._curve[-1][0] != self._size:
             self._curve.append((self._size, joiner.tokens))
 
@@ -213,9 +246,9 @@ class _Learner:
         if pair in self._forbidden:
             return "english"
         piece = self._joined(pair)
-        if piece in self._known:
+        if piece in self._known or self._family.touches(piece):
             return "existing"
-        raw = piece_bytes(piece)
+        raw = self._family.bytes_of(piece)
         text = raw.decode(errors="ignore")
         if any(char.isdecimal() for char in text):
             return "digits"
@@ -226,9 +259,12 @@ class _Learner:
             return "url"
         if self._script is None and rare and len(piece) <= _SHORT and piece.isascii() and piece.isalpha():
             return "short"
-        if self._script is not None and (not self._script.reached_by(raw) or any("LATIN" in unicodedata.name(char, "") for char in text)):
-            return "latin"
-        return None
+        return "latin" if self._foreign(raw, text) else None
+
+    def _foreign(self, raw: bytes, text: str) -> bool:
+        """Whether bytes and their text are not the target script's."""
+        script = self._script
+        return script is not None and (not script.reached_by(raw) or any("LATIN" in unicodedata.name(char, "") for char in text))
 
     def _joined(self, pair: int) -> str:
         left, right = divmod(pair, 1 << 32)
@@ -244,10 +280,11 @@ class _Learner:
     def result(self, joiner: Joiner, script: Script, whole_words: bool, pre_tokens: tuple[int, int]) -> Learned:
         """What was learned, as strings."""
         counts = joiner.occurrences(self._first + len(self._made))
-        for number in range(len(self._made) - 1, self._size - 1, -1):  # take back what was joined beyond the chosen size
+        kept = self._size - len(self._characters)
+        for number in range(len(self._made) - 1, kept - 1, -1):  # take back what was joined beyond the chosen size
             for part in divmod(self._made[number], 1 << 32):
                 counts[part] += counts[self._first + number]
-        merges = [(self._piece[left], self._piece[right]) for left, right in (divmod(pair, 1 << 32) for pair in self._made[: self._size])]
-        used = counts[self._first: self._first + self._size]
-        return Learned(merges, [left + right for left, right in merges], dict(self._dropped), self._curve, int((used == 0).sum()),
-                       script, whole_words, pre_tokens)
+        merges = [(self._piece[left], self._piece[right]) for left, right in (divmod(pair, 1 << 32) for pair in self._made[:kept])]
+        used = counts[self._first: self._first + kept]
+        return Learned(merges, [*self._characters, *(left + right for left, right in merges)], dict(self._dropped), curve=self._curve,
+                       only_parts=int((used == 0).sum()), script=script, whole_words=whole_words, pre_tokens=pre_tokens)

@@ -8,6 +8,7 @@ four letters and signs, and only code places markers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from transllm.errors import ModelError
 from transllm.languages import Language
-from transllm.tokenizer.bytelevel import plain_backend, plain_ids, structure
+from transllm.tokenizer.backend import continuing_backend, first_space, plain_backend, plain_ids
 from transllm.tokenizer.extend import id_limit, load_tokenizer, save_tokenizer
+from transllm.tokenizer.family import family_of
+from transllm.tokenizer.modelfile import extended_model_file, model_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +64,7 @@ class SpanTokenizer:
 
     def __init__(self, original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, language: Language) -> None:
         """Raises ModelError if the second tokenizer is not an extension of the first, or lacks a marker or a pad token."""
-        structure(original)
+        family_of(original)
         self.original, self.extended, self.language = original, extended, language
         self.original_size, self.size = id_limit(original), len(extended)
         old, new = original.get_vocab(), extended.get_vocab()
@@ -77,14 +80,39 @@ class SpanTokenizer:
             raise ModelError("The extended tokenizer has no pad token of its own. Run the extend stage again.")
         self.pad_id: int = extended.pad_token_id
         self._english, self._target = plain_backend(original), plain_backend(extended)
+        self._first_space = first_space(original)
+        spaced = self._first_space != "never"
+        self._english_on = continuing_backend(original) if spaced else self._english
+        self._target_on = continuing_backend(extended) if spaced else self._target
+        special = [token.content for token in original.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
 
-    def encode_english(self, text: str) -> list[int]:
-        """Ids of an English span: original vocabulary, no special tokens."""
-        return self.encode_english_batch([text])[0]
+    def encode_english(self, text: str, *, after: str = "") -> list[int]:
+        """Ids of an English span: original vocabulary, no special tokens.
 
-    def encode_target(self, text: str) -> list[int]:
-        """Ids of a target-language span: extended vocabulary, no special tokens."""
-        return self.encode_target_batch([text])[0]
+        Args:
+            text: what to encode.
+            after: control text that comes before it in a prompt. A SentencePiece tokenizer puts a space before the first word of a
+                text; a message in the middle of a prompt has none.
+        """
+        return plain_ids(self._english if self._begins(after) else self._english_on, [text])[0]
+
+    def encode_target(self, text: str, *, after: str = "") -> list[int]:
+        """Ids of a target-language span: extended vocabulary, no special tokens. ``after`` as in :meth:`encode_english`."""
+        return plain_ids(self._target if self._begins(after) else self._target_on, [text])[0]
+
+    def encode_control(self, text: str, *, after: str = "") -> list[int]:
+        """Ids of a chat template's own text: control tokens are what they look like. ``after``: any text that comes before it."""
+        found = self._special.search(text)
+        plain_end = 0 if self._begins(after) else found.start() if found else len(text)
+        head = plain_ids(self._english_on, [text[:plain_end]])[0] if plain_end else []
+        return head + (list(self.original(text[plain_end:], add_special_tokens=False)["input_ids"]) if plain_end < len(text) else [])
+
+    def _begins(self, after: str) -> bool:
+        """Whether a text that comes after this one begins as a text of its own does."""
+        if not after or self._first_space == "never":
+            return True
+        return self._first_space == "always" and any(found.end() == len(after) for found in self._special.finditer(after))
 
     def encode_english_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """:meth:`encode_english` of each text, in parallel."""
@@ -104,6 +132,7 @@ class SpanTokenizer:
         folder = Path(folder)
         save_tokenizer(self.extended, folder)
         save_tokenizer(self.original, folder / _ORIGINAL)
+        self._save_model_file(folder)
         (folder / _VOCABULARY).write_text(json.dumps(self._facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -126,6 +155,17 @@ class SpanTokenizer:
             raise ModelError(f"The tokenizer in {folder} does not agree with its {_VOCABULARY} on {', '.join(wrong)}. "
                              f"Run the extend stage again.")
         return loaded
+
+    def _save_model_file(self, folder: Path) -> None:
+        """Beside ``tokenizer.json``, the SentencePiece file, if the original has one: other tools read that one."""
+        file = model_file(self.original)
+        if file is None:
+            return
+        content = file.read_bytes()
+        extended = extended_model_file(self.original, self.extended, content)
+        if extended is not None:
+            (folder / _ORIGINAL / file.name).write_bytes(content)
+            (folder / file.name).write_bytes(extended)
 
     def _facts(self) -> dict[str, Any]:
         return {"language": asdict(self.language), "original_size": self.original_size, "size": self.size,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transllm.tokenizer.bytelevel import plain_backend
+from transllm.tokenizer.backend import plain_backend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

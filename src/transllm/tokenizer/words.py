@@ -2,7 +2,8 @@
 
 No rule of a byte-level BPE joins what a space parts, so a text is cut at its spaces first and what repeats is cut into tokens
 once: a small part of a spaced language's text, three quarters of Thai's (20 million characters), whose stretches are whole clauses. What is
-left of the work is the tokenizer's own and runs on all cores. Line ends are left out: they are no part of words.
+left of the work is the tokenizer's own and runs on all cores. Line ends are left out: they are no part of words. What SentencePiece
+tokenizers do otherwise is in ``sentencepiece.py``.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def cut(backend: Tokenizer, counted: Mapping[str, int], *, single: re.Pattern[st
     """The stretches in tokens.
 
     Args:
-        backend: from :func:`transllm.tokenizer.bytelevel.plain_backend`.
+        backend: from :func:`transllm.tokenizer.backend.plain_backend`.
         counted: stretches of text and how often each occurs, from :func:`stretches`.
         single: matches whole stretches that are known to be one pre-token. The tokenizer is a third faster where it need not say
             where pre-tokens begin.
@@ -76,13 +77,18 @@ def cut(backend: Tokenizer, counted: Mapping[str, int], *, single: re.Pattern[st
     whole = [text for text in counted if single is not None and single.fullmatch(text)]
     known = set(whole)
     for texts, read in ((whole, _cut_whole), ([text for text in counted if text not in known], _cut_apart)):
-        for batch in _batches(texts):
+        for batch in batches(texts):
             ids, first, lengths = read(backend, batch)
             times = np.array([counted[text] for text in batch], dtype=np.int32)
             parts.append(Cut(ids, first, np.repeat(times, lengths)))
             done += sum(map(len, batch))
             if progress is not None:
                 progress(done, total)
+    return joined(parts)
+
+
+def joined(parts: list[Cut]) -> Cut:
+    """The parts, one behind the other."""
     if not parts:
         return Cut(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.int32))
     return Cut(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "first", "times")))
@@ -113,7 +119,8 @@ def _cut_apart(backend: Tokenizer, batch: list[str]) -> _Read:
     return ids, first, lengths
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts, some hundred thousand characters at once."""
     batch: list[str] = []
     size = 0
     for text in texts:
