@@ -31,7 +31,7 @@ language: es
 data:
   parallel: [{files: pairs.tsv, columns: [0, 1]}]
   held_out: 0.1
-extend: {vocab_size: 200, min_count: 2}
+extend: {vocab_size: 200, min_count: 2, min_identical: 0.0}
 training: {lora: {r: 8, alpha: 16, dropout: 0.0}}
 pretrain: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
 bitext: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
