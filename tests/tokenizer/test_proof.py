@@ -43,8 +43,8 @@ def test_a_text_that_changes_is_found(original: Fast, extended: Fast) -> None:
     def change(parsed: dict[str, Any]) -> None:
         parsed["normalizer"] = {"type": "Lowercase"}
 
-    with pytest.raises(ModelError, match="does not give back the text 'Ñandú'"):
-        prove_round_trips(original, _broken(extended, change), texts=["Ñandú"])
+    with pytest.raises(ModelError, match="does not give back the text 'Nandu'"):
+        prove_round_trips(original, _broken(extended, change), texts=["Nandu"])
 
 
 def test_english_is_held_to_its_share(original: Fast, extended: Fast, texts: Any) -> None:

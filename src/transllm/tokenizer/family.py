@@ -171,4 +171,3 @@ def require_faithful(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -
         raise ModelError(f"The tokenizer's normaliser rewrites {share:.0%} of the letters of the target text ('{worst}' becomes "
                          f"'{normal(worst)}'), so no new sub-word could bring them back. "
                          f"Take a model whose tokenizer keeps the text as it is.")
-
