@@ -18,7 +18,17 @@ from transllm.data.package import package_file
 from transllm.data.types import MissingSourceError
 from transllm.errors import ModelError
 from transllm.languages import LANGUAGES
-from transllm.tokenizer import Learned, SpanTokenizer, compare, extend_tokenizer, fertility, learn_merges, marker_texts, sub_tokens
+from transllm.tokenizer import (
+    Learned,
+    SpanTokenizer,
+    compare,
+    extend_tokenizer,
+    family_of,
+    fertility,
+    learn_merges,
+    marker_texts,
+    sub_tokens,
+)
 from transllm.tokenizer.backend import plain_backend
 from transllm.tokenizer.modelfile import model_file
 
@@ -233,3 +243,23 @@ def test_a_real_tokenizer(make_sentencepiece: Make, texts: Any, tmp_path: Path) 
     assert max(falling) < min(before.get_score(number) for number in range(spans.original_size)) < -1e8
     assert all(left > right for left, right in pairwise(falling))
     assert plain_backend(extended).decode(spans.encode_target(texts.thai[0])) == texts.thai[0]
+
+
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma"])
+def test_learning_counts_the_tokens_that_the_tokenizer_then_makes(make_original: Make, kind: str, texts: Any) -> None:
+    for sample, latin in ((texts.spanish, True), (texts.thai, False)):
+        learned = learn_merges(make_original(kind), sample, texts.english, size=100, min_count=3, latin=latin)
+        characters = len(learned.pieces) - len(learned.merges)
+        assert [size for size, _ in learned.curve] == [characters, 100] and characters > 0
+        extended = extend_tokenizer(make_original(kind), learned, markers=["<EN>"], pad=None)
+        assert fertility(extended, sample).tokens == learned.curve[-1][1]
+        assert not learned.whole_words, "no rule parts words at marks"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_stand_for_bytes(make_original: Make, kind: str) -> None:
+    family = family_of(make_original(kind))
+    assert family.bytes_of("▁año") == " año".encode()
+    assert family.bytes_of("<0xE1>") == b"\xe1"
+    written = family.cut_bytes(family.backend, b"\xe1a")
+    assert written == (None if kind == "unigram_unknown" else ["<0xE1>", "<0x61>"])

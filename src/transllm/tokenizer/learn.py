@@ -123,8 +123,11 @@ def learn_merges(tokenizer: PreTrainedTokenizerFast, target_texts: Iterable[str]
     if whole_words:
         changed, pre_tokens = _changed_rule(family, script, sample)
     learner.forbid(family.cut(backend, english).pairs().tolist())
-    joiner = Joiner(family.cut(changed or backend, sample, single=re.compile(script.run) if changed else None, progress=reading),
-                    min_count=max(1, min_count))
+    if changed is None:
+        in_tokens = family.cut(backend, sample, progress=reading)
+    else:
+        in_tokens = family.cut(changed, sample, single=re.compile(script.run), progress=reading)
+    joiner = Joiner(in_tokens, min_count=max(1, min_count))
     del sample
     learner.learn(joiner, least_saving, progress)
     return family.finished(learner.result(joiner, script, changed is not None, pre_tokens), english)
