@@ -68,7 +68,8 @@ class Learned:
         scores: log-probabilities of the pieces, for a Unigram model only.
         curve: (pieces, tokens): how many tokens the sample's words have with the first so many pieces, every hundred pieces, from the
             characters on. With ``least_saving`` it goes on to where the size was decided.
-        only_parts: pieces that stand nowhere in the sample's final cut: longer ones are made of them.
+        only_parts: pieces that stand nowhere in the sample's final cut: longer ones are made of them. Of a Unigram model, this and the
+            curve are of the joins that its pieces were found by; its own cut may need fewer or, without the pieces dropped then, more.
         script: what the sample is written in; empty for a Latin-script language.
         whole_words: whether runs of that script become pre-tokens.
         pre_tokens: how many the tokenizer's own rule makes of a part of the sample, and the rule that holds now.
