@@ -39,6 +39,15 @@ def test_a_byte_that_is_lost_is_found(make_original: Callable[[str], Fast], kind
         prove_round_trips(original, _broken(extended, lose), count=5)
 
 
+def test_a_byte_that_the_original_loses_is_told(make_original: Callable[[str], Fast]) -> None:
+    def lose(parsed: dict[str, Any]) -> None:
+        parsed["model"]["vocab"]["<lost>"] = parsed["model"]["vocab"].pop("÷")
+
+    original = _broken(make_original("gpt2"), lose)
+    trips = prove_round_trips(original, original, count=5)
+    assert (trips.single_bytes, trips.byte_strings, trips.lacking) == (255, 5, [0xf7])
+
+
 def test_a_text_that_changes_is_found(original: Fast, extended: Fast) -> None:
     def change(parsed: dict[str, Any]) -> None:
         parsed["normalizer"] = {"type": "Lowercase"}

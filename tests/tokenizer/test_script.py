@@ -75,7 +75,7 @@ def test_learning_keeps_words_whole_where_that_helps(original: Fast, texts: Any)
     assert learned.whole_words and learned.pre_tokens[1] < 0.5 * learned.pre_tokens[0]
     assert learned.script.names == ("THAI",)
     kept = learn_merges(original, texts.thai, texts.english, whole_words=False, **options)
-    assert not kept.whole_words and kept.pre_tokens == (0, 0)
+    assert not kept.whole_words and kept.pre_tokens == learned.pre_tokens
     changed, same = (extend_tokenizer(original, found, markers=["<EN>"], pad=None) for found in (learned, kept))
     assert fertility(changed, texts.thai).tokens < 0.6 * fertility(same, texts.thai).tokens
     assert compare(original, changed, [*texts.english, *texts.spanish]).identical == 1000

@@ -52,6 +52,12 @@ def too_small(found: int, wanted: int, characters: int, min_count: int) -> str:
             f"extend.vocab_size asks for {wanted:,}. Give more text, or lower extend.vocab_size or extend.min_count.")
 
 
+def fixed_rule(kind: str, before: int, after: int) -> str:
+    """The sentence for a tokenizer that cuts words at combining marks and cannot be made to stop."""
+    return (f"The tokenizer cuts words at combining marks, into {before / after:.1f} times as many parts as there are words, and "
+            f"transformers builds that rule into the tokenizer of every '{kind}' model: it stays, and sub-words stay short.")
+
+
 def sentences(texts: Iterable[str], *, without: Script, count: int = SENTENCES) -> list[str]:
     """Different sentences of the texts, at most ``count`` drawn from all; those that quote the script are no English and left out."""
     found = sorted({part for text in texts for sentence in _END.split(text) if (part := sentence.strip())})

@@ -8,13 +8,13 @@ from typing import Any
 
 from transllm.data.sources import read_pairs
 from transllm.model import check_sizes, copy_rows, grow, load_chat_model, save_folder, start_of
-from transllm.pipeline.corpus import ENGLISH, doubts, too_small
+from transllm.pipeline.corpus import ENGLISH, doubts, fixed_rule, too_small
 from transllm.pipeline.new_rows import PAD, SAMPLE_CHARACTERS, Texts, known, new_sub_tokens
 from transllm.pipeline.prepare import read_part, sample_part
 from transllm.pipeline.proof import prove
 from transllm.pipeline.stage import Context, Result
 from transllm.progress import Task
-from transllm.tokenizer import Learned, SpanTokenizer, extend_tokenizer, fertility, id_limit, learn_merges, marker_texts
+from transllm.tokenizer import Learned, SpanTokenizer, extend_tokenizer, fertility, id_limit, keeps_rule, learn_merges, marker_texts
 
 _MEASURED = 1_000_000  # characters of held-out text that fertility is measured on
 
@@ -26,7 +26,7 @@ def extend(context: Context) -> Result:
     model, original = loaded.model, loaded.tokenizer
     learned, warnings = Learned([], [], {}), list[str]()
     if settings.vocab_size:
-        learned, warnings = _learn(context, original)
+        learned, warnings = _learn(context, original, model.config)
     for warning in warnings:
         context.progress.say(f"Warning: {warning}")
     extended = extend_tokenizer(original, learned, markers=marker_texts(recipe.target), pad=PAD)
@@ -55,19 +55,22 @@ def extend(context: Context) -> Result:
                   metrics=metrics, sources=sources)
 
 
-def _learn(context: Context, original: Any) -> tuple[Learned, list[str]]:
+def _learn(context: Context, original: Any, config: Any) -> tuple[Learned, list[str]]:
     """Learn on a part of the training text; also gives what is doubtful about that text."""
     recipe, settings = context.recipe, context.recipe.extend
     target, english = (sample_part(context.run, name, "train", characters=settings.sample_characters) for name in ("target", "english"))
     warnings = doubts(target, recipe.target) + doubts(english, ENGLISH)
+    kept = keeps_rule(original, config)
     with (context.progress.task("cutting the sample", 100, "%") as reading,
           context.progress.task("learning sub-words", settings.at_most, "sub-words") as learning):
         learned = learn_merges(
             original, target, english, size=settings.at_most, min_count=settings.min_count, latin=recipe.target.latin,
-            least_saving=settings.least_saving if settings.vocab_size == "auto" else None, whole_words=settings.whole_words,
+            least_saving=settings.least_saving if settings.vocab_size == "auto" else None, whole_words=settings.whole_words and kept,
             progress=_steps(learning, settings.at_most), reading=_steps(reading, 100))
     if settings.vocab_size != "auto" and len(learned.pieces) < settings.vocab_size:
         warnings.append(too_small(len(learned.pieces), settings.vocab_size, sum(map(len, target)), settings.min_count))
+    if settings.whole_words and not kept and learned.pre_tokens[1] < learned.pre_tokens[0]:
+        warnings.append(fixed_rule(config.model_type, *learned.pre_tokens))
     return learned, warnings
 
 

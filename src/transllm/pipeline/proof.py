@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from transllm.errors import ModelError
 from transllm.files import JsonLines
 from transllm.model import RowProof, prove_rows
 from transllm.model.proof import Rows
@@ -48,6 +49,7 @@ def prove(context: Context, spans: SpanTokenizer, learned: Learned, held: Mappin
                 (("English", sentences(held["english"], without=script)), ("code", program_text(without=script)))}
     _list_differences(context, compared)
     trips = prove_round_trips(spans.original, written.extended, texts=sentences(held["target"], without=Script(), count=_TRIED))
+    _prove_folder(context, written, [*held["target"], *held["english"]])
     gguf = prove_gguf(written.extended, first=spans.original_size)
     rows = prove_rows(before, model, context.folder)
     for line in lines(compared, trips, gguf, rows, dropped=learned.dropped.get("english", 0)):
@@ -66,7 +68,7 @@ def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int | Non
                     + (f"; the {differ:,} others are in {DIFFERENCES}" if differ else ""))
     return [
         *told, f"  {dropped:,} sub-words were left out for that",
-        f"  round trip: all {trips.single_bytes} bytes, {trips.byte_strings:,} random byte strings, {trips.texts:,} texts"
+        f"  round trip: {_bytes(trips)}, {trips.byte_strings:,} random byte strings, {trips.texts:,} texts"
         if trips.single_bytes else
         f"  round trip: {trips.texts:,} texts; the tokenizer has no pieces for bytes, so what it does not know is unknown as before",
         f"  {rows.old:,} old rows are bit for bit as before, in memory and in the files; {rows.new:,} are new, {rows.padding:,} are "
@@ -74,6 +76,21 @@ def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int | Non
         "  config, tokenizer, embedding and head agree on the size; saved and loaded, all is the same",
         f"  {gguf:,} new pieces came back from a GGUF file" if gguf is not None else
         "  GGUF: not tried; converters take a SentencePiece vocabulary from tokenizer.model, which is extended too where there is one"]
+
+
+def _bytes(trips: RoundTrips) -> str:
+    if not trips.lacking:
+        return f"all {trips.single_bytes} bytes"
+    return (f"{trips.single_bytes} of 256 bytes (the others, {bytes(trips.lacking).hex(' ')}, have no token in the original, "
+            "which loses them)")
+
+
+def _prove_folder(context: Context, written: SpanTokenizer, texts: Sequence[str]) -> None:
+    """What others load by ``AutoTokenizer``, which builds parts of some tokenizers in code, cuts as the file says."""
+    lines = sentences(texts, without=Script(), count=_TRIED)
+    if AutoTokenizer.from_pretrained(context.folder)(lines)["input_ids"] != written.extended(lines)["input_ids"]:
+        raise ModelError(f"AutoTokenizer cuts text otherwise than the tokenizer.json in {context.folder}. "
+                         "This is a bug in the extension; please report it with the model's name.")
 
 
 def _list_differences(context: Context, compared: Mapping[str, Comparison]) -> None:

@@ -3,7 +3,7 @@
 Three kinds of tokenizer: byte-level BPE, SentencePiece BPE and Unigram (see ``family.py``).
 """
 
-from transllm.tokenizer.extend import extend_tokenizer, id_limit, load_tokenizer, save_tokenizer, sub_tokens
+from transllm.tokenizer.extend import extend_tokenizer, id_limit, keeps_rule, load_tokenizer, save_tokenizer, sub_tokens
 from transllm.tokenizer.family import Family, family_of
 from transllm.tokenizer.fertility import Comparison, Fertility, compare, fertility, segment
 from transllm.tokenizer.learn import Learned, learn_merges
@@ -30,6 +30,7 @@ __all__ = [
     "family_of",
     "fertility",
     "id_limit",
+    "keeps_rule",
     "learn_merges",
     "load_tokenizer",
     "marker_texts",

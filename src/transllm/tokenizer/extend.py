@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
 from transllm.errors import ModelError
 from transllm.tokenizer.backend import plain_backend, plain_ids
 from transllm.tokenizer.family import Family, family_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
     from transllm.tokenizer.learn import Learned
 
@@ -174,6 +176,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     return tokenizer
+
+
+def keeps_rule(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> bool:
+    """Whether ``AutoTokenizer`` takes a pre-tokenizer's rule from the files of a folder that holds a model with this configuration.
+
+    For some kinds of models (``qwen2``) it builds the rule anew in code, so a changed one would be lost to all who load the folder.
+    """
+    from transformers import AutoTokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    own = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("x"), "isolated"), *own])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        backend.save(str(folder / "tokenizer.json"))
+        loaded = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer
+    return loaded is not None and len(loaded.pre_tokenize_str("axa")) == len(backend.pre_tokenizer.pre_tokenize_str("axa"))
 
 
 def _verify(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, learned: Learned, atoms: Sequence[str],

@@ -72,7 +72,8 @@ class Learned:
             curve are of the joins that its pieces were found by; its own cut may need fewer or, without the pieces dropped then, more.
         script: what the sample is written in; empty for a Latin-script language.
         whole_words: whether runs of that script become pre-tokens.
-        pre_tokens: how many the tokenizer's own rule makes of a part of the sample, and the rule that holds now.
+        pre_tokens: how many the tokenizer's own rule makes of a part of the sample, and the rule with whole words, taken or not; the
+            same twice where that does not make markedly fewer.
     """
 
     merges: list[tuple[str, str]]
@@ -119,10 +120,10 @@ def learn_merges(tokenizer: PreTrainedTokenizerFast, target_texts: Iterable[str]
     script = Script() if latin else script_of(sample)
     english = _in_all_cases((part for part in family.counted(english_texts) if not script.found_in(part)), family.space)
     learner = _Learner(family, tokenizer.get_vocab(), script=None if latin else script, least=max(1, min_count), size=size)
-    backend, pre_tokens = learner.spell(sample, english), (0, 0)
-    changed: Tokenizer | None = None
-    if whole_words:
-        changed, pre_tokens = _changed_rule(family, script, sample)
+    backend = learner.spell(sample, english)
+    changed, pre_tokens = _changed_rule(family, script, sample)
+    if not whole_words:
+        changed = None
     learner.forbid(family.cut(backend, english).pairs().tolist())
     if changed is None:
         in_tokens = family.cut(backend, sample, progress=reading)

@@ -34,13 +34,14 @@ _FEW = 1000
 class RoundTrips:
     """What was encoded and decoded and came back: single bytes, strings of random bytes, texts of random characters.
 
-    No bytes are tried on a tokenizer that has no pieces for them (a Unigram model without byte fallback), and no texts that hold what is
-    unknown to the original: it loses them.
+    What the original itself loses is not tried: bytes that it has no piece for (``lacking``; all of them for a Unigram model without byte
+    fallback, and for some byte-level vocabularies control characters and bytes that no UTF-8 text holds), texts with what it does not know.
     """
 
     single_bytes: int
     byte_strings: int
     texts: int
+    lacking: list[int]
 
 
 def prove_kept(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, sentences: Iterable[str], *, what: str,
@@ -67,7 +68,8 @@ def prove_kept(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerF
 
 def prove_round_trips(original: PreTrainedTokenizerFast, extended: PreTrainedTokenizerFast, *, texts: Sequence[str] = (), count: int = 500,
                       seed: int = 0) -> RoundTrips:
-    """Every byte has a token, and byte strings and texts come back as they were, or as the original gives them back: in its normal form.
+    """Every byte that had a token has one, and byte strings and texts come back as they were, or as the original gives them back: in
+    its normal form.
 
     Args:
         texts: further texts to try, such as target-language sentences.
@@ -78,10 +80,16 @@ def prove_round_trips(original: PreTrainedTokenizerFast, extended: PreTrainedTok
     """
     family, old, new = family_of(original), plain_backend(original), plain_backend(extended)
     draw = random.Random(seed)
-    strings = [bytes([byte]) for byte in range(256)] + [draw.randbytes(draw.randrange(2, 64)) for _ in range(count)]
-    has_bytes = family.cut_bytes(old, b"") is not None
-    for raw in strings if has_bytes else []:
-        if b"".join(map(family.bytes_of, family.cut_bytes(new, raw) or [])) != raw:
+
+    def back(backend: Tokenizer, raw: bytes) -> bytes:
+        return b"".join(map(family.bytes_of, family.cut_bytes(backend, raw) or []))
+
+    had = bytes(byte for byte in range(256) if back(old, bytes([byte])) == bytes([byte]))
+    strings = [bytes([byte]) for byte in had]
+    if had:
+        strings += [bytes(draw.choices(had, k=draw.randrange(2, 64))) for _ in range(count)]
+    for raw in strings:
+        if back(new, raw) != raw:
             raise ModelError(f"The extended tokenizer loses the bytes {raw.hex(' ')}. "
                              "This is a bug; please report it with the model's name.")
     made = [*texts, *(_random_text(draw) for _ in range(count))]
@@ -93,7 +101,7 @@ def prove_round_trips(original: PreTrainedTokenizerFast, extended: PreTrainedTok
         if after != before and after.strip() != text.strip():  # some decoders take the space at a text's head away
             raise ModelError(f"The extended tokenizer does not give back the text {text[:80]!r}, but {after[:80]!r}. "
                              "This is a bug; please report it with the model's name.")
-    return RoundTrips(256, count, len(made)) if has_bytes else RoundTrips(0, 0, len(made))
+    return RoundTrips(len(had), len(strings) - len(had), len(made), [byte for byte in range(256) if byte not in had])
 
 
 def _random_text(draw: random.Random) -> str:
