@@ -65,10 +65,24 @@ def test_english_is_held_to_its_share(original: Fast, extended: Fast, texts: Any
     assert len(found.differences) == found.sentences - found.identical > 100
 
 
-def test_pieces_come_back_from_a_gguf_file(kind: str, original: Fast, extended: Fast) -> None:
-    byte_level = kind in ("gpt2", "llama3", "qwen")
-    assert prove_gguf(extended, first=id_limit(original)) == (150 if byte_level else None)
-    assert prove_gguf(original, first=id_limit(original)) == (0 if byte_level else None)
+def test_pieces_come_back_from_a_gguf_file(original: Fast, extended: Fast) -> None:
+    assert prove_gguf(extended, first=id_limit(original)) == 150
+    assert prove_gguf(original, first=id_limit(original)) == 0
+
+
+def test_a_piece_that_a_gguf_file_loses_is_found(original: Fast, extended: Fast) -> None:
+    first = id_limit(original)
+
+    def lose(parsed: dict[str, Any]) -> None:
+        model = parsed["model"]
+        if model["type"] == "Unigram":
+            model["vocab"][first + 100][1] = -1000.0
+        else:
+            piece = next(piece for piece, number in model["vocab"].items() if number == first + 100)
+            model["merges"] = [merge for merge in model["merges"] if "".join(merge) != piece]
+
+    with pytest.raises(ModelError, match="of 150 new pieces are not themselves"):
+        prove_gguf(_broken(extended, lose), first=first)
 
 
 def test_throughput_is_measured_in_turn(original: Fast, extended: Fast, texts: Any) -> None:

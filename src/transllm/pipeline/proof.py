@@ -58,7 +58,7 @@ def prove(context: Context, spans: SpanTokenizer, learned: Learned, held: Mappin
             "proof": {"round_trips": asdict(trips), "gguf_pieces": gguf, "rows": asdict(rows), "least_identical": least}}
 
 
-def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int | None, rows: RowProof, *, dropped: int) -> list[str]:
+def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int, rows: RowProof, *, dropped: int) -> list[str]:
     """The proof for the reader."""
     told = ["Proof:"]
     for what, found in compared.items():
@@ -74,8 +74,7 @@ def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int | Non
         f"  {rows.old:,} old rows are bit for bit as before, in memory and in the files; {rows.new:,} are new, {rows.padding:,} are "
         f"padding; embedding and head are {'one matrix' if rows.tied else 'two matrices'}",
         "  config, tokenizer, embedding and head agree on the size; saved and loaded, all is the same",
-        f"  {gguf:,} new pieces came back from a GGUF file" if gguf is not None else
-        "  GGUF: not tried; converters take a SentencePiece vocabulary from tokenizer.model, which is extended too where there is one"]
+        f"  {gguf:,} new pieces came back from a GGUF file"]
 
 
 def _bytes(trips: RoundTrips) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from transllm.tokenizer.words import Cut, pair_keys
+from transllm.tokenizer.words import Cut
 
 Places = NDArray[np.int32]
 
@@ -43,9 +43,11 @@ class Joiner:
         self.counts: dict[int, int] = {}
         self._where: dict[int, Places] = {}
         lefts = places[~last]
-        keys = pair_keys(self._ids[lefts], self._ids[self._behind[lefts]])
+        bits = int(self._ids.max(initial=0)).bit_length()  # as short as can be, so that pairs and places sort in one number
+        keys = self._ids[lefts].astype(np.int64) << bits | self._ids[self._behind[lefts]]
         for key, count, found in _grouped(keys, self._times[lefts], lefts, least=min_count):
-            self.counts[key], self._where[key] = count, found
+            pair = key >> bits << 32 | key & ((1 << bits) - 1)
+            self.counts[pair], self._where[pair] = count, found
 
     def forget(self, pair: int) -> None:
         """The pair will never be joined."""
@@ -109,13 +111,25 @@ class Joiner:
             made.append((pair, count))
 
 
+def _sorted(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The keys in order, and where each stood. Plain numbers sort seven times faster than 20 million places do by their keys, so key and
+    place are sorted as one number where both have room in it."""
+    bits = len(keys).bit_length()
+    if int(keys.max()).bit_length() + bits > 63:
+        order = np.argsort(keys)
+        return keys[order], order
+    both = keys << bits | np.arange(len(keys))
+    both.sort()
+    return both >> bits, both & ((1 << bits) - 1)
+
+
 def _grouped(keys: NDArray[np.int64] | NDArray[np.int32], times: NDArray[np.int32], places: Places, *,
              least: int = 0) -> list[tuple[int, int, Places]]:
     """For each different key: the key, the sum of its times and its places. Keys with a smaller sum than ``least`` are left out."""
     if not len(keys):
         return []
-    order = np.argsort(keys)  # which of a key's places comes first matters to nobody, and a stable sort takes twice as long
-    keys, places = keys[order], places[order]
+    keys, order = _sorted(keys.astype(np.int64))
+    places = places[order]
     starts = np.flatnonzero(np.concatenate([np.ones(1, dtype=np.bool_), keys[1:] != keys[:-1]]))
     ends = np.append(starts[1:], len(keys))
     sums = np.add.reduceat(times[order], starts, dtype=np.int64)

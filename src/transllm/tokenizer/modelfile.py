@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_UNIGRAM, _BPE = b"\x01", b"\x02"
 
 
 def model_file(tokenizer: PreTrainedTokenizerFast) -> Path | None:
@@ -65,11 +66,24 @@ def extended_model_file(original: PreTrainedTokenizerFast, extended: PreTrainedT
         # Placeholders are below the new pieces, and no text may reach them.
         kind = _NORMAL if number >= first and number not in special else _USER_DEFINED if special.get(number) is False else _CONTROL
         score = next(falling) if scores is None else scores[piece]
-        message += _field(1, _field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind))
+        message += _entry(piece, score, kind)
     message += _field(2, b"\x20" + _varint(size + len(contents)))
     grown = bytes(message)
     _verify(original, extended, before, grown)
     return grown
+
+
+def processor_of(scores: Mapping[str, float], *, unigram: bool) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece itself on these pieces and scores, with spaces as ▁ and no space of its own before a text."""
+    entries = [_entry(" unknown", 0.0, _UNKNOWN), *(_entry(piece, score, _NORMAL) for piece, score in scores.items())]
+    trainer = _field(2, b"\x18" + (_UNIGRAM if unigram else _BPE))
+    normalizer = _field(3, b"\x18\x00\x20\x00")  # add_dummy_prefix and remove_extra_whitespaces: no
+    return sentencepiece.SentencePieceProcessor(model_proto=b"".join([*entries, trainer, normalizer]))
+
+
+def _entry(piece: str, score: float, kind: int) -> bytes:
+    """A piece as the file has it; the score is single precision."""
+    return _field(1, _field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind))
 
 
 def _processor(content: bytes) -> sentencepiece.SentencePieceProcessor | None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, models
 
 from transllm.errors import ModelError
-from transllm.tokenizer.backend import plain_backend, plain_ids
-from transllm.tokenizer.bytelevel import ByteLevel, piece_bytes
+from transllm.tokenizer.backend import SPACE, plain_backend, plain_ids
+from transllm.tokenizer.bytelevel import ByteLevel
 from transllm.tokenizer.family import family_of
 from transllm.tokenizer.fertility import Comparison, compare
+from transllm.tokenizer.modelfile import processor_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -118,58 +119,93 @@ def _random_text(draw: random.Random) -> str:
     return "".join(char() for _ in range(draw.randrange(1, 40)))
 
 
-def prove_gguf(extended: PreTrainedTokenizerFast, *, first: int) -> int | None:
-    """Write the new pieces and merges as the metadata of a GGUF file, read them back, and find each new piece as one token.
+def prove_gguf(extended: PreTrainedTokenizerFast, *, first: int) -> int:
+    """Write the new pieces as the metadata of a GGUF file, read them back, and find each as one token, by what was read.
 
-    The old ones came out of such a file or go into it as they are, and reading takes 40 microseconds a string, so they are left out.
-    The file has no place for a pre-tokenizer's rule: it names one that the engine knows. What is shown here is that pieces, ids and
-    merges survive.
+    A byte-level vocabulary goes into such a file as pieces and merges, a SentencePiece one as pieces and scores; of the latter, the cut is
+    SentencePiece's own. The old pieces came out of such a file or go into it as they are, and reading takes 40 microseconds a string, so
+    they are left out. The file has no place for a pre-tokenizer's rule: it names one that the engine knows. What is shown here is that
+    pieces, ids, merges and scores survive.
 
     Args:
         first: the lowest new id.
 
     Returns:
-        How many new pieces were found. None for SentencePiece tokenizers, of which nothing is proved here: converters make a GGUF file's
-        vocabulary from ``tokenizer.model``, and ``modelfile.py`` holds the extended one to the cut of every new piece.
+        How many new pieces were found.
 
     Raises:
         ModelError: one is not.
     """
-    family = family_of(extended)
-    if not isinstance(family, ByteLevel):
-        return None
-    model = family.parsed["model"]
-    vocabulary: dict[str, int] = model["vocab"]
-    merges = [(left, right) for left, right in model["merges"]]
-    new = [merge for merge in merges if vocabulary["".join(merge)] >= first]
-    pieces = ["".join(merge) for merge in new]
-    if not pieces:
+    parsed = family_of(extended).parsed
+    added = {token["content"] for token in parsed["added_tokens"]}
+    new = [piece for piece, number in sorted(extended.get_vocab().items(), key=lambda entry: entry[1])
+           if number >= first and piece not in added]
+    if not new:
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        tokens, joined = _through_gguf(Path(folder) / "vocabulary.gguf", pieces, [" ".join(merge) for merge in new])
-    found = {token: token_id for token, token_id in vocabulary.items() if token_id < first}
-    found |= {token: vocabulary[piece] for token, piece in zip(tokens, pieces, strict=True)}
-    parts = [merge.partition(" ") for merge in joined]
-    lost = pieces
-    if all(part in found for left, _, right in parts for part in (left, right)):
-        old = merges[: len(merges) - len(new)]
-        bpe = Tokenizer(models.BPE(vocab=found, merges=[*old, *((left, right) for left, _, right in parts)]))
-        lost = [piece for piece in pieces if [token.id for token in bpe.model.tokenize(piece)] != [vocabulary[piece]]]
+    lost = (_lost_merges if isinstance(family_of(extended), ByteLevel) else _lost_scores)(parsed, new)
     if lost:
-        raise ModelError(f"{len(lost):,} of {len(pieces):,} new pieces are not themselves again in a GGUF file, such as "
-                         f"{piece_bytes(lost[0])!r}. This is a bug; please report it with the model's name.")
-    return len(pieces)
+        raise ModelError(f"{len(lost):,} of {len(new):,} new pieces are not themselves again in a GGUF file, such as "
+                         f"{family_of(extended).bytes_of(lost[0])!r}. This is a bug; please report it with the model's name.")
+    return len(new)
 
 
-def _through_gguf(path: Path, tokens: list[str], merges: list[str]) -> tuple[list[str], list[str]]:
+def _lost_merges(parsed: dict[str, Any], new: list[str]) -> list[str]:
+    """The new pieces that a BPE with the merges of a GGUF file does not find."""
+    vocabulary: dict[str, int] = parsed["model"]["vocab"]
+    merges = [(left, right) for left, right in parsed["model"]["merges"]]
+    own = set(new)
+    late = [merge for merge in merges if "".join(merge) in own]
+    if len(late) < len(new):
+        return sorted(own - {"".join(merge) for merge in late})
+    fields = _through_gguf("gpt2", new, merges=[" ".join(merge) for merge in late])
+    found = {token: token_id for token, token_id in vocabulary.items() if token not in own}
+    found |= {token: vocabulary[piece] for token, piece in zip(fields["tokens"], new, strict=True)}
+    parts = [merge.partition(" ") for merge in fields["merges"]]
+    if not all(part in found for left, _, right in parts for part in (left, right)):
+        return new
+    old = [merge for merge in merges if "".join(merge) not in own]
+    bpe = Tokenizer(models.BPE(vocab=found, merges=[*old, *((left, right) for left, _, right in parts)]))
+    return [piece for piece in new if [token.id for token in bpe.model.tokenize(piece)] != [vocabulary[piece]]]
+
+
+def _lost_scores(parsed: dict[str, Any], new: list[str]) -> list[str]:
+    """The new pieces that SentencePiece does not find by the scores of a GGUF file. A BPE's are the ranks of its merges."""
+    model = parsed["model"]
+    unigram = model["type"] == "Unigram"
+    if unigram:
+        scores: dict[str, float] = dict(model["vocab"])
+    else:
+        scores = {piece: 0.0 for piece in model["vocab"] if len(piece) == 1}
+        for rank, (left, right) in enumerate(model["merges"]):
+            scores.setdefault(left + right, -1.0 - rank)
+    unscored = [piece for piece in new if piece not in scores]
+    if unscored:
+        return unscored
+    fields = _through_gguf("llama", new, scores=[scores[piece] for piece in new])
+    for piece in new:
+        del scores[piece]
+    scores |= zip(fields["tokens"], fields["scores"], strict=True)
+    cut = processor_of(scores, unigram=unigram).encode([piece.replace(SPACE, " ") for piece in new], out_type=str)
+    return [piece for piece, found in zip(new, cut, strict=True) if found != [piece]]
+
+
+def _through_gguf(kind: str, tokens: list[str], *, merges: list[str] | None = None,
+                  scores: list[float] | None = None) -> dict[str, list[Any]]:
+    """What a GGUF file gives back of a vocabulary."""
     import gguf
 
-    writer: Any = gguf.GGUFWriter(str(path), "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_merges(merges)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    fields: Any = gguf.GGUFReader(str(path)).fields
-    return fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.merges"].contents()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "vocabulary.gguf")
+        writer: Any = gguf.GGUFWriter(path, "llama")
+        writer.add_tokenizer_model(kind)
+        writer.add_token_list(tokens)
+        if merges is not None:
+            writer.add_token_merges(merges)
+        if scores is not None:
+            writer.add_token_scores(scores)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        fields: Any = gguf.GGUFReader(path).fields
+        prefix = "tokenizer.ggml."
+        return {name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)}

@@ -62,9 +62,7 @@ class Script:
 
 def script_of(texts: Iterable[str]) -> Script:
     """The scripts that the texts are written in, without Latin and without what is only quoted."""
-    letters: Counter[str] = Counter()
-    for text in texts:
-        letters.update(text)
+    letters = Counter("".join(texts))  # one text is counted much faster than many
     names: Counter[str] = Counter()
     for char, times in letters.items():
         if unicodedata.category(char)[0] in "LM" and (name := _script_name(char)) not in ("LATIN", "COMBINING", "MODIFIER", ""):

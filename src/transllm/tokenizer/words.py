@@ -101,7 +101,7 @@ def _cut_whole(backend: Tokenizer, batch: list[str]) -> _Read:
     """Ids, where pre-tokens begin, and how many ids each text has; each text is one pre-token."""
     encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
     lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
-    ids = np.array(list(chain.from_iterable(encoding.ids for encoding in encodings)), dtype=np.int32)
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, count=int(lengths.sum()))
     first = np.zeros(len(ids), dtype=np.bool_)
     first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     return ids, first, lengths
@@ -111,8 +111,8 @@ def _cut_apart(backend: Tokenizer, batch: list[str]) -> _Read:
     """The same of texts that may hold several pre-tokens."""
     encodings = backend.encode_batch(batch, add_special_tokens=False)
     lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
-    ids = np.array(list(chain.from_iterable(encoding.ids for encoding in encodings)), dtype=np.int32)
-    words = np.array(list(chain.from_iterable(encoding.word_ids for encoding in encodings)), dtype=np.int64)
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, count=int(lengths.sum()))
+    words = np.fromiter(chain.from_iterable(encoding.word_ids for encoding in encodings), np.int64, count=len(ids))
     first = np.zeros(len(ids), dtype=np.bool_)
     first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     first[1:] |= words[1:] != words[:-1]
