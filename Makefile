@@ -12,7 +12,7 @@ demo: $(VENV)/.ready
 	$(BIN)/transllm run recipes/demo-es.yaml
 
 test: $(VENV)/.ready-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff check src tests benchmarks
