@@ -41,6 +41,8 @@ def tokens(
     for text in texts:
         for label, tokenizer in (("before", spans.original), ("after", spans.extended)):
             console.print(piece_line(label, tokenizer, text, colour=console.is_terminal, new_from=spans.original_size))
+    console.print("Underlined: new sub-words. ·: a token that is a part of a character." if console.is_terminal else
+                  "|: between two tokens. +: a new sub-word. ·: a token that is a part of a character.", style="dim", markup=False)
     console.print(fertility_table(spans, texts))
     folder = run_of(where, runs=runs)
     if (held_out := fertility_of_manifest(folder)) is not None:

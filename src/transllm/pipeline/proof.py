@@ -13,6 +13,7 @@ from transllm.files import JsonLines
 from transllm.model import RowProof, prove_rows
 from transllm.model.proof import Rows
 from transllm.pipeline.corpus import program_text, sentences
+from transllm.pipeline.prepare import sample_part
 from transllm.pipeline.stage import Context
 from transllm.tokenizer import (
     Comparison,
@@ -29,6 +30,7 @@ from transllm.tokenizer import (
 DIFFERENCES = "differences.jsonl"
 _SHOWN = 20
 _TRIED = 1000
+_ENGLISH = 2_000_000  # characters: more than the sentences that are compared
 
 
 def prove(context: Context, spans: SpanTokenizer, learned: Learned, held: Mapping[str, Sequence[str]], before: Rows,
@@ -45,8 +47,11 @@ def prove(context: Context, spans: SpanTokenizer, learned: Learned, held: Mappin
     written = SpanTokenizer.load(context.folder, language=context.recipe.target)
     least = context.recipe.extend.min_identical if context.recipe.target.latin else 1.0
     script = Script() if context.recipe.target.latin else learned.script or script_of(held["target"])
+    english = held["english"]
+    if script:  # what is learned of it depends on no English text, so all of it is evidence
+        english = [*english, *sample_part(context.run, "english", "train", characters=_ENGLISH)]
     compared = {what: prove_kept(written.original, written.extended, texts, what=what, least=least) for what, texts in
-                (("English", sentences(held["english"], without=script)), ("code", program_text(without=script)))}
+                (("English", sentences(english, without=script)), ("code", program_text(without=script)))}
     _list_differences(context, compared)
     trips = prove_round_trips(spans.original, written.extended, texts=sentences(held["target"], without=Script(), count=_TRIED))
     _prove_folder(context, written, [*held["target"], *held["english"]])
@@ -64,7 +69,7 @@ def lines(compared: Mapping[str, Comparison], trips: RoundTrips, gguf: int, rows
     for what, found in compared.items():
         differ = found.sentences - found.identical
         unit = "lines" if what == "code" else "sentences"
-        told.append(f"  {what}: {found.identical:,} of {found.sentences:,} unseen {unit} are cut as before"
+        told.append(f"  {what}: {found.identical:,} of {found.sentences:,} {unit} that no filter saw are cut as before"
                     + (f"; the {differ:,} others are in {DIFFERENCES}" if differ else ""))
     return [
         *told, f"  {dropped:,} sub-words were left out for that",
