@@ -47,6 +47,9 @@ def test_extend_writes_a_model_and_its_proof(model: Path, texts: Path, tmp_path:
     assert metrics["proof"]["round_trips"]["single_bytes"] == 256 and metrics["proof"]["gguf_pieces"] == 60
     for kind in ("english_identical", "code_identical"):
         assert metrics[kind]["identical"] == metrics[kind]["sentences"] > 50
+    assert metrics["english_identical"]["sentences"] > 1000, "all English there is, not the held-out part alone"
+    page = (out / "report.html").read_text("utf-8")
+    assert "times fewer tokens. The new rows are initialised and not trained yet." in page and "Before and after" not in page
     assert (out / "differences.jsonl").read_text() == ""
     assert metrics["fertility"]["target"]["after"]["tokens"] < 0.3 * metrics["fertility"]["target"]["before"]["tokens"]
     tokenizer = AutoTokenizer.from_pretrained(out)

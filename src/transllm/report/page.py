@@ -69,7 +69,10 @@ def context(view: RunView) -> dict[str, Any]:
         "pending": {state: [stage for stage in STAGES if view.states[stage] == state] for state in ("unfinished", "not run yet")
                     if state in view.states.values()},
         "stage_titles": _TITLES,
-        "headline": story.headline(table, target=language.name), "tally": story.tally(table),
+        "only_extension": view.only_extension,
+        "headline": story.fewer_tokens(view.manifests["extend"].metrics, target=language.name)
+        if view.only_extension and "extend" in view.manifests else story.headline(table, target=language.name),
+        "tally": story.tally(table),
         "recovery": story.recovery(view.metrics), "tiles": [row for key in story.TILES if (row := table.row(key)) and table.final],
         "table": table, "settings": _settings(view.metrics.settings),
         "curves": [(stage, _curves(view, stage)) for stage in TRAINING_STAGES],
@@ -187,7 +190,7 @@ def _cost(view: RunView) -> dict[str, Any]:
     tokens = [manifest.tokens for manifest in manifests if manifest.tokens is not None]
     longest = max(seconds, default=0.0)
     rows = []
-    for stage in STAGES:
+    for stage in (name for name in STAGES if not view.only_extension or name in view.manifests):
         manifest = view.manifests.get(stage, Manifest())
         rate = manifest.tokens / manifest.seconds if manifest.tokens and manifest.seconds else None
         width = round(100 * manifest.seconds / longest, 1) if manifest.seconds and longest else 0.0

@@ -115,6 +115,8 @@ class RunView:
     metrics: Metrics
     samples: Samples
     notes: list[str]
+    only_extension: bool
+    """The recipe trains nothing: what ``transllm extend`` makes."""
 
 
 def read_run(folder: Path) -> RunView:
@@ -144,7 +146,8 @@ def read_run(folder: Path) -> RunView:
     return RunView(folder=folder, name=str(recipe.get("name") or folder.resolve().name), model=short_model(str(model)),
                    language=_language(recipe.get("language")), recipe=text, states=states, manifests=manifests, curves=curves,
                    metrics=Metrics.read(metrics_file) if metrics_file.is_file() else Metrics(),
-                   samples=_parse(Samples, samples_file) if samples_file.is_file() else Samples(), notes=notes)
+                   samples=_parse(Samples, samples_file) if samples_file.is_file() else Samples(), notes=notes,
+                   only_extension=all((recipe.get(stage) or {}).get("tokens") == 0 for stage in TRAINING_STAGES))
 
 
 def read_log(path: Path, notes: list[str]) -> Curve:

@@ -6,7 +6,9 @@ one that got better is named.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transllm.evaluation.metrics import Metrics
 from transllm.evaluation.table import MINUS, PERCENT, TIMES, Row, Table, Verdict
@@ -28,6 +30,13 @@ class Remark:
 
     text: str
     verdict: Verdict
+
+
+def fewer_tokens(metrics: Mapping[str, Any], *, target: str) -> str:
+    """What an extension brings, in one sentence, from the figures of *extend*."""
+    both = metrics["fertility"]["target"]
+    fewer = both["before"]["tokens"] / (both["after"]["tokens"] or 1)
+    return _sentence(f"{target} takes {fewer:.2f} times fewer tokens. The new rows are initialised and not trained yet")
 
 
 def headline(table: Table, *, target: str) -> str:
