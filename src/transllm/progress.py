@@ -21,7 +21,7 @@ class Progress(Protocol):
         """A stage begins."""
 
     def task(self, label: str, total: float, unit: str) -> contextlib.AbstractContextManager[Task]:
-        """A long step with a known end."""
+        """A long step; ``total`` is 0 where its end is not known."""
 
     def say(self, text: str) -> None:
         """A line of text."""

@@ -32,11 +32,13 @@ def run(
     from transllm.pipeline import transform
 
     finished = transform(recipe, runs=runs, until=until, start=start, progress=RichProgress())
-    _tell(finished, recipe_file)
+    plain = not overrides and runs == Path("runs")
+    # What was changed on the command line is in the run's own recipe.
+    _tell(finished, str(recipe_file) if plain else f"{finished.folder / 'recipe.yaml'} --runs {runs}")
 
 
-def _tell(finished: Run, recipe_file: Path) -> None:
-    """The before/after table, one conversation, and how to go on."""
+def _tell(finished: Run, again: str) -> None:
+    """The before/after table, one conversation, and how to go on: ``again`` is what ``run`` takes."""
     console, folder = out(), finished.folder
     if finished.metrics is not None:
         from transllm.evaluation.table import before_after, render_terminal
@@ -51,7 +53,7 @@ def _tell(finished: Run, recipe_file: Path) -> None:
     if (folder / "merge" / "manifest.json").exists():
         console.print(f"Chat:   transllm chat {folder}", markup=False)
     else:
-        console.print(f"Go on:  transllm run {recipe_file}    Status: transllm status {folder}", markup=False)
+        console.print(f"Go on:  transllm run {again}    Status: transllm status {folder}", markup=False)
 
 
 def sample_conversation(path: Path) -> list[Text]:

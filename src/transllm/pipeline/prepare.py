@@ -15,9 +15,11 @@ from transllm.data.split import exclude, held_texts, part
 from transllm.errors import DataError
 from transllm.files import JsonLines, read_jsonl
 from transllm.pipeline.stage import Context, Result
+from transllm.progress import Task
 from transllm.recipe.schema import Source
 
 PARTS = ("train", "development", "held_out")
+_TOLD = 1000
 
 
 def prepare(context: Context) -> Result:
@@ -32,21 +34,19 @@ def prepare(context: Context) -> Result:
     kept: dict[str, list[Any]] = {}
     dropped: dict[str, Counts] = {}
     sources: list[dict[str, Any]] = []
-    with context.progress.task("reading text", 3, "kinds") as bar:
+    with context.progress.task("reading text", 0, "rows") as bar:
         pairs = read_pairs(data.parallel, **options)
-        kept["pairs"] = list(pairs)
+        kept["pairs"] = _listed(pairs, bar)
         sources += [{**report.as_dict(), "used_as": "pairs"} for report in pairs.reports]
-        bar.advance(1)
         sides: tuple[tuple[Side, list[Source]], ...] = (("target", data.target), ("english", data.english))
         for side, own in sides:
             if own:
                 documents = read_documents(own, side=side, **options)
-                kept[side] = list(documents)
+                kept[side] = _listed(documents, bar)
                 sources += [{**report.as_dict(), "used_as": side} for report in documents.reports]
             else:
                 dropped[side] = Counts()
                 kept[side] = list(documents_of_pairs(kept["pairs"], side=side, counts=dropped[side]))
-            bar.advance(1)
     held = held_texts(row for rows in kept.values() for row in rows
                       if part(row.key, held_out=data.held_out, development=0.0) == "held_out")
     counts = {name: _write(rows, held, context, name) for name, rows in kept.items()}
@@ -55,6 +55,17 @@ def prepare(context: Context) -> Result:
     metrics = {f"{name}_{key}": value for name, (_, sizes) in counts.items() for key, value in sizes.items()}
     _check(metrics)
     return Result(counts={name: count.as_dict() for name, (count, _) in counts.items()}, metrics=metrics, sources=sources)
+
+
+def _listed(rows: Iterable[Any], bar: Task) -> list[Any]:
+    """All rows, with a word about them now and then: how many there will be is known at the end."""
+    kept: list[Any] = []
+    for row in rows:
+        kept.append(row)
+        if len(kept) % _TOLD == 0:
+            bar.advance(_TOLD)
+    bar.advance(len(kept) % _TOLD)
+    return kept
 
 
 def read_part(run: Path, name: str, which: str) -> list[dict[str, Any]]:
