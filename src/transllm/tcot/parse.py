@@ -84,7 +84,7 @@ def parse(ids: Sequence[int], *, markers: Markers, stop_ids: Collection[int]) ->
     if form == "T":
         return Chain(Kind.TO_TARGET, (), (), parts[0], ended, problem)
     if form == "E":
-        return Chain(Kind.TO_ENGLISH, parts[0], (), parts[0], ended, problem or ("" if ended else "cut"))
+        return Chain(Kind.TO_ENGLISH, parts[0], (), parts[0], ended, problem)
     if "ERT".startswith(form):  # "ER": the chain stops before its last step
         return Chain(Kind.MALFORMED, parts[0], parts[1], (), ended, "no answer in the target language")
     return Chain(Kind.MALFORMED, *_best_effort(form, parts), ended, f"markers in the order {form}")
