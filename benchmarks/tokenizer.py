@@ -92,14 +92,14 @@ def build(code: str, original: str, data: Path, pieces: int, characters: int, ou
     both = list(pairs(data))
     english = [row[0] for row in both]
     target = thai_texts(data, characters) if code == "th" else [row[1] for row in both]
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     with PeakMemory() as memory:
         learned = learn_merges(tokenizer, target, english, size=pieces, min_count=5 if code == "th" else 2, latin=LANGUAGES[code].latin)
         extended = extend_tokenizer(tokenizer, learned, markers=marker_texts(LANGUAGES[code]), pad=None)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
     save_tokenizer(extended, Path(out))
     (Path(out) / "facts.json").write_text(json.dumps({
-        "seconds": seconds, "peak_gib": memory.gib, "characters": sum(map(len, target)), **_facts(learned)}), encoding="utf-8")
+        "seconds": seconds, "processor_seconds": worked, "peak_gib": memory.gib, "characters": sum(map(len, target)), **_facts(learned)}), encoding="utf-8")
 
 
 def _facts(learned: Learned) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def measure(code: str, original: Any, folder: Path, data: Path, rounds: int) -> 
     english, target = pud(data, code)
     before, after = (fertility(tokenizer, target) for tokenizer in (original, extended))
     name = LANGUAGES[code].name
-    print(f"\n{name}: {facts['pieces']:,} sub-words from {facts['characters']:,} characters in {facts['seconds']:.1f} s, "
-          f"{facts['peak_gib']:.2f} GiB; dropped {facts['dropped']}; {facts['only_parts']} stand only in longer ones; "
+    print(f"\n{name}: {facts['pieces']:,} sub-words from {facts['characters']:,} characters in {facts['seconds']:.1f} s "
+          f"({facts['processor_seconds']:.1f} s of processor time), {facts['peak_gib']:.2f} GiB; dropped {facts['dropped']}; {facts['only_parts']} stand only in longer ones; "
           f"pre-tokens {facts['pre_tokens']}")
     print(f"  sub-words: tokens of the sample  {', '.join(f'{pieces:,}: {tokens:,}' for pieces, tokens in facts['curve'])}")
     print(f"  PUD, 500 sentences: {before.tokens:,} tokens before, {after.tokens:,} after: {before.tokens / after.tokens:.3f} times fewer; "
@@ -136,7 +136,7 @@ def measure(code: str, original: Any, folder: Path, data: Path, rounds: int) -> 
         print(f"  {what}: {found.identical:,} of {found.sentences:,} are cut as before ({shares[what]:.2%})")
         for difference in found.differences[:5]:
             print(f"    differs: {str(difference['text'])[:100]}")
-    figures = {"fewer": before.tokens / after.tokens, "english": shares["English sentences"], "seconds": facts["seconds"],
+    figures = {"fewer": before.tokens / after.tokens, "english": shares["English sentences"], "seconds": facts["seconds"], "processor_seconds": facts["processor_seconds"],
                "peak_gib": facts["peak_gib"]}
     for what, texts in (("english", english), ("target", target)):
         speeds = throughput(original, extended, texts * 4, rounds=rounds)
@@ -178,7 +178,8 @@ def main() -> None:
     print(json.dumps({
         "thai_fewer_tokens": thai["fewer"], "spanish_fewer_tokens": spanish["fewer"], "english_identical": thai["english"],
         "english_identical_spanish": spanish["english"], "throughput_ratio_english": thai["throughput_english"],
-        "throughput_ratio_thai": thai["throughput_target"], "learn_seconds": thai["seconds"], "peak_gib": thai["peak_gib"]}))
+        "throughput_ratio_thai": thai["throughput_target"], "learn_seconds": thai["seconds"],
+        "learn_processor_seconds": thai["processor_seconds"], "peak_gib": thai["peak_gib"]}))
 
 
 if __name__ == "__main__":
