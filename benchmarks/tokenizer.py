@@ -99,7 +99,8 @@ def build(code: str, original: str, data: Path, pieces: int, characters: int, ou
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
     save_tokenizer(extended, Path(out))
     (Path(out) / "facts.json").write_text(json.dumps({
-        "seconds": seconds, "processor_seconds": worked, "peak_gib": memory.gib, "characters": sum(map(len, target)), **_facts(learned)}), encoding="utf-8")
+        "seconds": seconds, "processor_seconds": worked, "peak_gib": memory.gib, "characters": sum(map(len, target)), **_facts(learned)}),
+        encoding="utf-8")
 
 
 def _facts(learned: Learned) -> dict[str, Any]:
@@ -122,7 +123,8 @@ def measure(code: str, original: Any, folder: Path, data: Path, rounds: int) -> 
     before, after = (fertility(tokenizer, target) for tokenizer in (original, extended))
     name = LANGUAGES[code].name
     print(f"\n{name}: {facts['pieces']:,} sub-words from {facts['characters']:,} characters in {facts['seconds']:.1f} s "
-          f"({facts['processor_seconds']:.1f} s of processor time), {facts['peak_gib']:.2f} GiB; dropped {facts['dropped']}; {facts['only_parts']} stand only in longer ones; "
+          f"({facts['processor_seconds']:.1f} s of processor time), {facts['peak_gib']:.2f} GiB; dropped {facts['dropped']}; "
+          f"{facts['only_parts']} stand only in longer ones; "
           f"pre-tokens {facts['pre_tokens']}")
     print(f"  sub-words: tokens of the sample  {', '.join(f'{pieces:,}: {tokens:,}' for pieces, tokens in facts['curve'])}")
     print(f"  PUD, 500 sentences: {before.tokens:,} tokens before, {after.tokens:,} after: {before.tokens / after.tokens:.3f} times fewer; "
@@ -136,7 +138,8 @@ def measure(code: str, original: Any, folder: Path, data: Path, rounds: int) -> 
         print(f"  {what}: {found.identical:,} of {found.sentences:,} are cut as before ({shares[what]:.2%})")
         for difference in found.differences[:5]:
             print(f"    differs: {str(difference['text'])[:100]}")
-    figures = {"fewer": before.tokens / after.tokens, "english": shares["English sentences"], "seconds": facts["seconds"], "processor_seconds": facts["processor_seconds"],
+    figures = {"fewer": before.tokens / after.tokens, "english": shares["English sentences"], "seconds": facts["seconds"],
+               "processor_seconds": facts["processor_seconds"],
                "peak_gib": facts["peak_gib"]}
     for what, texts in (("english", english), ("target", target)):
         speeds = throughput(original, extended, texts * 4, rounds=rounds)
