@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from transllm import load_recipe
-from transllm.pipeline import transform
+from transllm.pipeline import training_stages, transform
 from transllm.pipeline.instructions import to_english, to_target
+from transllm.pipeline.stage import Context
+from transllm.progress import Silent
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import Rows
 
@@ -74,3 +76,19 @@ def test_translations_are_asked_for_in_all_words_and_both_directions(made: Path,
     questions = {pair["english"] for pair in pairs if pair["english"].endswith("?")} - taken
     assert questions and questions <= {english for _, english in into_english}, "all of the few that there are"
     assert len({english for _, english in into_english}) == len(into_english), "no pair is asked for twice"
+
+
+def test_what_gives_an_answer_its_form_weighs_what_the_recipe_says(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        """What *finetune* would train with."""
+
+    def train(*_: Any, heavy: dict[int, float], **__: Any) -> None:
+        raise Asked(heavy)
+
+    monkeypatch.setattr(training_stages, "train", train)
+    recipe = load_recipe(made / "recipe.yaml", overrides=["finetune.form_weight=5"])
+    spans = SpanTokenizer.load(made / "extend")
+    with pytest.raises(Asked) as asked:
+        training_stages.finetune(Context(recipe, made, tmp_path, Silent()))
+    tokens = spans.extended.convert_tokens_to_ids(["<EN>", "<RESPONSE>", "<ES>", "<|im_end|>"])
+    assert asked.value.args[0] == dict.fromkeys(tokens, 5.0)

@@ -74,6 +74,23 @@ def test_ignored_places_have_no_gradient_and_no_loss() -> None:
     torch.testing.assert_close(total.detach(), summed_cross_entropy(hidden, labels, head=head, finish=final_logits(SimpleNamespace())))
 
 
+def test_heavy_labels_count_more_in_the_gradient_and_once_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_CHUNK", 7)
+    hidden, labels, head = _case()
+    heavy = {int(labels[labels != IGNORE][0]): 5.0, OLD + NEW - 1: 0.5}
+    leaves = hidden.clone().requires_grad_(), head.rows.new.detach().clone().requires_grad_()
+    nats = F.cross_entropy(leaves[0] @ torch.cat([head.rows.old, leaves[1]]).T, labels, ignore_index=IGNORE, reduction="none")
+    weights = torch.tensor([heavy.get(int(label), 1.0) for label in labels])
+    assert {0.5, 1.0, 5.0} == set(weights[labels != IGNORE].tolist())
+    expected = torch.autograd.grad((nats * weights).sum(), leaves)
+    ours = hidden.clone().requires_grad_()
+    total = summed_cross_entropy(ours, labels, head=head, finish=lambda logits: logits, heavy=heavy)
+    total.backward()
+    torch.testing.assert_close(total.detach(), nats.sum().detach())
+    for found, wanted in zip((ours.grad, head.rows.new.grad), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_to_learn_is_zero() -> None:
     hidden, labels, head = _case()
     ours = hidden.requires_grad_()

@@ -46,7 +46,8 @@ def bitext(context: Context) -> Result:
         for pair in pairs:
             # Each pair serves one direction in a pass: two passes over different text beat one over the same.
             to = "target" if shuffle.random() < stage.to_target else "english"
-            row = pair_row(context.renderer, pair, to=to, source_loss=stage.source_loss)
+            own = stage.source_loss is True or (stage.source_loss == "target" and to == "english")
+            row = pair_row(context.renderer, pair, to=to, source_loss=own)
             if len(row.ids) <= stage.sequence_length:
                 made += len(row.ids)
                 yield row
@@ -84,7 +85,8 @@ def finetune(context: Context) -> Result:
         write_json(counted, kinds)  # before the rows are whole: a later sitting finds rows and counts, or neither
 
     counted = row_folder(context.run, "finetune") / "kinds.json"
-    result = _train(context, "finetune", rows, stage, before="bitext")
+    form = {*context.renderer.fresh_ids, context.renderer.end_id}
+    result = _train(context, "finetune", rows, stage, before="bitext", heavy=dict.fromkeys(form, stage.form_weight))
     if counted.exists():
         kinds = json.loads(counted.read_text(encoding="utf-8"))
         too_long = kinds.pop("too long", 0)
@@ -98,7 +100,8 @@ def row_folder(run: Path, stage: str) -> Path:
     return run / stage / "rows"
 
 
-def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]], stage: TrainStage, *, before: str | None) -> Result:
+def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]], stage: TrainStage, *, before: str | None,
+           heavy: Mapping[int, float] | None = None) -> Result:
     """Build the rows once, load model and adapter, train, write the adapter."""
     training = context.recipe.training
     folder = row_folder(context.run, name)
@@ -123,7 +126,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
                                   head=adapted.head)
 
     report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
-                   progress=context.progress, label=name, held_out=held_out)
+                   progress=context.progress, label=name, held_out=held_out, heavy=heavy)
     adapted.save(context.folder)
     shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
     return Result(

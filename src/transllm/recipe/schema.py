@@ -171,8 +171,9 @@ class Bitext(TrainStage):
     to_target: Share = 0.5
     """Share of pairs that are learned into the target language; the rest are learned into English. Writing a new language takes more
     practice than reading it."""
-    source_loss: bool = True
-    """Learn the source side too, as in pre-training; False learns the translation only."""
+    source_loss: bool | Literal["target"] = True
+    """Learn the source side too, as in pre-training; ``target``: only where it is the target language, so that at a small budget few
+    labels are of a language that the model speaks already (docs/results). False learns the translations only."""
 
 
 class Finetune(TrainStage):
@@ -194,6 +195,9 @@ class Finetune(TrainStage):
     history: Share = 0.25
     """Share of chains that follow one or two earlier turns, in English as chat keeps them. They are turns of other conversations: what is
     learned is that a history does not change the form of an answer."""
+    form_weight: Annotated[float, Field(gt=0)] = 1.0
+    """How many times the markers and the end of an answer count in the gradient. They are one label in twenty and decide the form of all
+    others. 1: the paper's."""
 
     @model_validator(mode="after")
     def _room_for_chains(self) -> Finetune:

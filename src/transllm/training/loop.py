@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,17 @@ class TrainReport:
 class _Loss(nn.Module):
     """The model with its loss, as one module that ``accelerate`` can wrap."""
 
-    def __init__(self, adapted: Adapted) -> None:
+    def __init__(self, adapted: Adapted, heavy: Mapping[int, float]) -> None:
         super().__init__()
         self.peft = adapted.peft
         self._adapted = [adapted]  # in a list: its parameters are peft's, they must not be registered twice
         self._finish = final_logits(adapted.base.config)
+        self._heavy = heavy
 
     def forward(self, batch: Packed) -> Tensor:
         adapted = self._adapted[0]
         hidden_1TD = adapted.hidden(batch.ids_1T, batch.documents)
-        return summed_cross_entropy(hidden_1TD[0], batch.labels_T, head=adapted.head, finish=self._finish)
+        return summed_cross_entropy(hidden_1TD[0], batch.labels_T, head=adapted.head, finish=self._finish, heavy=self._heavy)
 
 
 def learning_rate(step: int, steps: int, stage: TrainStage) -> float:
@@ -117,6 +118,7 @@ def train(
     progress: Progress,
     label: str,
     held_out: Callable[[], float] | None = None,
+    heavy: Mapping[int, float] | None = None,
 ) -> TrainReport:
     """Train ``adapted`` in place for the stage's budget.
 
@@ -124,6 +126,7 @@ def train(
         rows: encoded rows.
         folder: checkpoints/ and log.jsonl go here; if they are there from a killed run, training goes on exactly where they end.
         held_out: gives bits per byte on held-out text; called at the start, the middle and the end.
+        heavy: tokens whose labels count so many times in the gradient; see ``summed_cross_entropy``.
 
     Raises:
         TrainingError: the loss is not a number (the batch is saved in ``folder``).
@@ -137,7 +140,7 @@ def train(
     state = _State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=digest)
     state.resume()
     _cut_log(folder / "log.jsonl", state.step)
-    module, optimizer = accelerator.prepare(_Loss(adapted), optimizer)
+    module, optimizer = accelerator.prepare(_Loss(adapted, heavy or {}), optimizer)
     module.train()
     lengths = rows.lengths
     saved, interrupts = time.monotonic(), Interrupts()

@@ -6,7 +6,7 @@ logits are the most that is ever in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,8 @@ def final_logits(config: Any) -> Callable[[Tensor], Tensor]:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, project: Callable[[Tensor], Tensor], *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, heavy: Mapping[int, float], project: Callable[[Tensor], Tensor],
+                *trained: Tensor) -> Tensor:
         wanted = [hidden_ND.requires_grad, *(weight.requires_grad for weight in trained)]
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         hidden_gradient = torch.empty_like(hidden_ND)
@@ -46,6 +47,9 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = torch.empty_like(logits) if any(wanted) else None
             total += _softmax_loss(logits.detach(), labels, gradient=gradient)
             if gradient is not None:
+                for token, times in heavy.items():
+                    places = (labels == token).nonzero().squeeze(-1)
+                    gradient[places] = gradient[places] * times  # a few rows; weighing the whole matrix would pass over it once more
                 chunk_gradient, *rest = torch.autograd.grad(logits, [chunk, *trained], gradient)
                 hidden_gradient[start: start + _CHUNK] = chunk_gradient
                 for weight, part in zip(gradients, rest, strict=True):
@@ -57,7 +61,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, *rest = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, *(gradient * scale for gradient in rest)
+        return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, None, *(gradient * scale for gradient in rest)
 
 
 def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None) -> Tensor:
@@ -79,7 +83,8 @@ def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | Non
     return -chosen.float().clamp_min(torch.finfo(torch.float32).tiny).log().sum()
 
 
-def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module, finish: Callable[[Tensor], Tensor]) -> Tensor:
+def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module, finish: Callable[[Tensor], Tensor],
+                         heavy: Mapping[int, float] | None = None) -> Tensor:
     """Sum of the negative log likelihoods of all labels, in nats.
 
     Args:
@@ -87,10 +92,12 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
         labels_T: next tokens; IGNORE where nothing is learned.
         head: projection to logits; its trained parameters get gradients.
         finish: what follows the head, see ``final_logits``.
+        heavy: tokens whose labels count so many times in the gradient. The sum counts all alike, so that it stays what bits per
+            byte are made of.
     """
     places = (labels_T != IGNORE).nonzero().squeeze(-1)
     # Weights of a loaded model ask for gradients by default; what counts is whether any are being taken.
     trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad and torch.is_grad_enabled()]
     loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_TD.index_select(0, places), labels_T.index_select(0, places), lambda chunk: finish(head(chunk)), *trained)
+        hidden_TD.index_select(0, places), labels_T.index_select(0, places), heavy or {}, lambda chunk: finish(head(chunk)), *trained)
     return loss
