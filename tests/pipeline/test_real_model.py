@@ -72,6 +72,7 @@ def test_original_answers_in_english(real: tuple[Path, Path]) -> None:
              "What is the opposite of hot?": "cold", "Who wrote Romeo and Juliet?": "Shakespeare"}
     # Near ties of a small model in bfloat16 fall another way on another processor, so one may miss; a broken engine misses all.
     right = [prompt for prompt, word in known.items() if word in answers[prompt]]
+    assert "Paris" in answers["What is the capital of France?"]
     assert len(right) >= len(known) - 1, {prompt: answers[prompt] for prompt in known}
 
 
