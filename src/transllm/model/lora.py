@@ -2,8 +2,8 @@
 
 peft computes ``W x + s B (A x)`` with separate kernels for the cast, the scale and the sum. On a processor these cost as much
 as the products. Here both branches accumulate into one result, forward and backward, and only ``x`` and ``A x`` are kept.
-Layers that read the same input (query, key and value; gate and up) are one product with their weights stacked: fewer and
-larger products, and one gradient of the input instead of a sum. Weights of the adapter stay float32 and are cast for each
+Layers that read the same input (query, key and value; gate and up) share their products: their weights are stacked, which
+gives fewer and larger products, and one gradient of the input instead of a sum. Weights of the adapter stay float32 and are cast for each
 product, so an update smaller than bfloat16's step is not lost.
 
 Shapes: n tokens, i inputs, o outputs (of all siblings), r rank (of all siblings).
@@ -12,7 +12,7 @@ Shapes: n tokens, i inputs, o outputs (of all siblings), r rank (of all siblings
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -45,7 +45,8 @@ class LoraLinear(PeftLoraLinear):
 class _LoraProduct(torch.autograd.Function):
     """``x W' + b + s (x A') B'`` for a frozen W and b, as one tensor a sibling.
 
-    ``weights`` are the siblings' A and B in float32, for autograd to see; the product takes their stacked copies.
+    W and A of all siblings are one product; each B takes part in its own columns alone. ``weights`` are the siblings' A and B in
+    float32, for autograd to see; the products take their copies in ``stacked``.
     """
 
     @staticmethod
@@ -54,24 +55,29 @@ class _LoraProduct(torch.autograd.Function):
         inner_nr = x_ni @ stacked.a_ri.T
         weight_io = stacked.frozen.weight_oi.T
         result_no = x_ni @ weight_io if stacked.frozen.bias_o is None else torch.addmm(stacked.frozen.bias_o, x_ni, weight_io)
-        result_no.addmm_(inner_nr, stacked.b_or.T)
+        results = result_no.split(stacked.outputs, dim=1)
+        for result, inner, b_or in zip(results, inner_nr.split(stacked.ranks, dim=1), stacked.b_or, strict=True):
+            result.addmm_(inner, b_or.T)
         ctx.save_for_backward(x_ni, inner_nr)
         ctx.stacked, ctx.shape = stacked, x.shape
-        return tuple(part.view(*x.shape[:-1], -1) for part in result_no.split(stacked.outputs, dim=1))
+        return tuple(result.view(*x.shape[:-1], -1) for result in results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_ni, inner_nr = ctx.saved_tensors
         stacked: _Stacked = ctx.stacked
         parts = [gradient.reshape(len(x_ni), -1) for gradient in gradients]
-        gradient_no = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        inner_gradient_nr = gradient_no @ stacked.b_or
+        inner_gradient_nr = torch.empty_like(inner_nr)
+        for part, b_or, inner_gradient in zip(parts, stacked.b_or, inner_gradient_nr.split(stacked.ranks, dim=1), strict=True):
+            torch.mm(part, b_or, out=inner_gradient)
         x_gradient = None
         if ctx.needs_input_grad[0]:
+            gradient_no = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             x_gradient = (gradient_no @ stacked.frozen.weight_oi).addmm_(inner_gradient_nr, stacked.a_ri).view(ctx.shape)
         a_gradients = (inner_gradient_nr.T @ x_ni).float().split(stacked.ranks)
-        b_gradient = (gradient_no.T @ inner_nr).float()
-        return x_gradient, None, *a_gradients, *stacked.own_blocks(b_gradient)
+        b_gradients = [(part.T @ inner).float().mul_(scale) for part, inner, scale in
+                       zip(parts, inner_nr.split(stacked.ranks, dim=1), stacked.scales, strict=True)]
+        return x_gradient, None, *a_gradients, *b_gradients
 
 
 class _Frozen(NamedTuple):
@@ -82,8 +88,7 @@ class _Frozen(NamedTuple):
 
 
 class _Stacked:
-    """The adapters of siblings, one below the other, in the precision of the products; B's are the blocks of a diagonal, times their scale.
-    """
+    """The adapters of siblings in the precision of the products: all A one below the other, each B by itself, times its scale."""
 
     def __init__(self, members: Sequence[LoraLinear], frozen: _Frozen) -> None:
         names = [str(member.active_adapters[0]) for member in members]
@@ -96,14 +101,7 @@ class _Stacked:
         with torch.no_grad():
             dtype = frozen.weight_oi.dtype
             self.a_ri = torch.cat(list(a)).to(dtype)
-            self.b_or = torch.block_diag(*(weight * scale for weight, scale in zip(b, self.scales, strict=True))).to(dtype)
-
-    def own_blocks(self, gradient_or: Tensor) -> Iterator[Tensor]:
-        """The part of each B in the gradient of the stacked one."""
-        row = column = 0
-        for outputs, rank, scale in zip(self.outputs, self.ranks, self.scales, strict=True):
-            yield gradient_or[row: row + outputs, column: column + rank] * scale
-            row, column = row + outputs, column + rank
+            self.b_or = [(weight * scale).to(dtype) for weight, scale in zip(b, self.scales, strict=True)]
 
 
 class _Family:
