@@ -29,6 +29,12 @@ _SPREAD = 1.5
 # A processor's softmax and products take half the time on lines of whole vector registers, so groups are as long as a multiple of this.
 _ALIGN = 32
 
+# Documents up to a length, and the queries of a block for them: small blocks skip more of what causality hides, and cost more calls.
+_BLOCKS = ((256, 64), (2048, 128), (10**9, 256))
+
+# Weights of documents up to this length are kept for the backward; of longer ones they are computed anew, as their size is L² a head.
+_KEPT = 1024
+
 
 class _Group(NamedTuple):
     start: int
@@ -148,7 +154,7 @@ def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads
     outputs = []
     for start, count, length in documents.groups:
         q, k, v = (part[start: start + count * length].view(count, length, -1, shape.size).transpose(1, 2) for part in slots)
-        mask = None if window is None else _causal_mask(length, window, q.dtype, q.device)
+        mask = None if window is None else _causal_mask(length, length, window, q.dtype, q.device)
         context = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=shape.query != shape.key)
         outputs.append(context.transpose(1, 2).reshape(count * length, -1))
@@ -158,7 +164,8 @@ def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads
 class _Attention(torch.autograd.Function):
     """Attention of all documents with a backward of its own: torch's for processors takes most of a layer's time in bfloat16.
 
-    All query heads of one key-value head share its products: (n K, H/K L, d) x (n K, d, L).
+    Queries go in blocks, each against the keys that it may see and no more: half the products of a whole square. Within a block all
+    query heads of one key-value head share its products: (n K, H/K B, d) x (n K, d, keys).
     """
 
     @staticmethod
@@ -167,16 +174,17 @@ class _Attention(torch.autograd.Function):
         gathered = [rows.index_select(0, documents.gather) for rows in (query, key, value)]
         context = torch.empty_like(gathered[0])
         saved: list[Tensor] = []
-        for start, count, length in documents.groups:
-            q, k, v = (_by_key_head(rows[start: start + count * length], count, shape) for rows in gathered)
-            q *= scale
-            scores = torch.bmm(q, k.transpose(1, 2))
-            scores.view(-1, length, length).add_(_causal_mask(length, window, scores.dtype, scores.device))
-            weights = torch.softmax(scores, -1)
-            _by_token(torch.bmm(weights, v), count, shape, out=context[start: start + count * length])
-            saved += [q, k, v, weights]
+        for group in documents.groups:
+            q_rows, k, v = _of_group(gathered, group, shape)
+            context_rows = _by_place(context, group, shape)
+            saved += [k, v]
+            for block in _blocks(group.length, window):
+                q = _by_key_head(q_rows[:, block.start: block.stop]).mul_(scale)
+                weights = _weights(q, k, block, window)
+                _put(context_rows[:, block.start: block.stop], torch.bmm(weights, v[:, block.first: block.stop]))
+                saved += [q, weights] if group.length <= _KEPT else [q]
         ctx.save_for_backward(*saved)
-        ctx.documents, ctx.shape, ctx.scale = documents, shape, scale
+        ctx.documents, ctx.shape, ctx.scale, ctx.window = documents, shape, scale, window
         return context.index_select(0, documents.back)
 
     @staticmethod
@@ -184,38 +192,79 @@ class _Attention(torch.autograd.Function):
         documents, shape = ctx.documents, ctx.shape
         gradient = gradients[0].index_select(0, documents.gather)
         gradient *= documents.real.unsqueeze(-1)
-        widths = (shape.query, shape.key, shape.key)
-        moved = [gradient.new_empty(len(gradient), width * shape.size) for width in widths]
+        moved = [gradient.new_empty(len(gradient), width * shape.size) for width in (shape.query, shape.key, shape.key)]
         saved = iter(ctx.saved_tensors)
-        for (start, count, length), q, k, v, weights in zip(documents.groups, saved, saved, saved, saved, strict=True):
-            span = slice(start, start + count * length)
-            g = _by_key_head(gradient[span], count, shape)
-            v_gradient = torch.bmm(weights.transpose(1, 2), g)
-            score_gradient = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
-            q_gradient = torch.bmm(score_gradient, k).mul_(ctx.scale)
-            k_gradient = torch.bmm(score_gradient.transpose(1, 2), q)
-            for part, rows in zip((q_gradient, k_gradient, v_gradient), moved, strict=True):
-                _by_token(part, count, shape, out=rows[span])
+        for group in documents.groups:
+            k, v = next(saved), next(saved)
+            k_gradient, v_gradient = torch.zeros_like(k), torch.zeros_like(v)
+            g_rows, q_gradient_rows = (_by_place(rows, group, shape) for rows in (gradient, moved[0]))
+            for block in _blocks(group.length, ctx.window):
+                seen = slice(block.first, block.stop)
+                q = next(saved)
+                weights = next(saved) if group.length <= _KEPT else _weights(q, k, block, ctx.window)
+                g = _by_key_head(g_rows[:, block.start: block.stop])
+                v_gradient[:, seen].baddbmm_(weights.transpose(1, 2), g)
+                score_gradient = torch._softmax_backward_data(torch.bmm(g, v[:, seen].transpose(1, 2)), weights, -1, weights.dtype)
+                _put(q_gradient_rows[:, block.start: block.stop], torch.bmm(score_gradient, k[:, seen]).mul_(ctx.scale))
+                k_gradient[:, seen].baddbmm_(score_gradient.transpose(1, 2), q)
+            for rows, own in zip(moved[1:], (k_gradient, v_gradient), strict=True):
+                _put(_by_place(rows, group, shape), own)
         return *(rows.index_select(0, documents.back) for rows in moved), None, None, None, None
 
 
-def _by_key_head(rows: Tensor, count: int, shape: _Heads) -> Tensor:
-    """(n L, H d) or (n L, K d) -> (n K, H/K L, d) or (n K, L, d), a copy"""
-    length = len(rows) // count
-    heads = rows.view(count, length, shape.key, -1, shape.size)
-    return heads.permute(0, 2, 3, 1, 4).reshape(count * shape.key, -1, shape.size)
+class _Block(NamedTuple):
+    """Queries from ``start`` to ``stop``, which see the keys from ``first`` to ``stop``."""
+
+    start: int
+    stop: int
+    first: int
 
 
-def _by_token(heads: Tensor, count: int, shape: _Heads, *, out: Tensor) -> None:
-    """The way back of ``_by_key_head``, into ``out``."""
-    rows = out.view(count, len(out) // count, shape.key, -1, shape.size)
-    rows.copy_(heads.view(count, shape.key, -1, rows.shape[1], shape.size).permute(0, 3, 1, 2, 4))
+def _blocks(length: int, window: int | None) -> list[_Block]:
+    size = next(size for longest, size in _BLOCKS if length <= longest)
+    return [_Block(start, min(start + size, length), 0 if window is None else max(0, start - window + 1)) for start in range(0, length, size)]
 
 
-def _causal_mask(length: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    distance = torch.arange(length, device=device).unsqueeze(1) - torch.arange(length, device=device)
+def _of_group(gathered: Sequence[Tensor], group: _Group, shape: _Heads) -> tuple[Tensor, Tensor, Tensor]:
+    """Query by place; key and value by key head."""
+    query, key, value = (_by_place(rows, group, shape) for rows in gathered)
+    return query, _by_key_head(key), _by_key_head(value)
+
+
+def _by_place(rows: Tensor, group: _Group, shape: _Heads) -> Tensor:
+    """A group's part of (slots, H d) or (slots, K d), as a view (n, L, K, H/K or 1, d)."""
+    part = rows[group.start: group.start + group.members * group.length]
+    return part.view(group.members, group.length, shape.key, -1, shape.size)
+
+
+def _by_key_head(places: Tensor) -> Tensor:
+    """(n, B, K, H/K, d) -> (n K, H/K B, d), a copy"""
+    members, length, heads, _, size = places.shape
+    return places.permute(0, 2, 3, 1, 4).reshape(members * heads, -1, size)
+
+
+def _put(places: Tensor, heads: Tensor) -> None:
+    """The way back of ``_by_key_head``, into ``places``."""
+    members, length, key_heads, shared, size = places.shape
+    places.copy_(heads.view(members, key_heads, shared, length, size).permute(0, 3, 1, 2, 4))
+
+
+def _weights(q: Tensor, k: Tensor, block: _Block, window: int | None) -> Tensor:
+    """Softmax of the scores of a block's queries. (n K, H/K B, d) -> (n K, H/K B, keys)"""
+    scores = torch.bmm(q, k[:, block.first: block.stop].transpose(1, 2))
+    size, seen = block.stop - block.start, block.stop - block.first
+    by_query = scores.view(-1, size, seen)
+    if window is None:  # only the last square hides anything
+        by_query = by_query[..., seen - size:]
+    by_query += _causal_mask(size, by_query.shape[-1], window, scores.dtype, scores.device)
+    return torch.softmax(scores, -1)
+
+
+def _causal_mask(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores of the last ``queries`` of ``keys`` places. (queries, keys)"""
+    distance = torch.arange(keys - queries, keys, device=device).unsqueeze(1) - torch.arange(keys, device=device)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 AttentionInterface.register(PACKED, packed_attention)
