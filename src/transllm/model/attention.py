@@ -30,7 +30,7 @@ _SPREAD = 1.5
 _ALIGN = 32
 
 # Documents up to a length, and the queries of a block for them: small blocks skip more of what causality hides, and cost more calls.
-_BLOCKS = ((256, 64), (2048, 128), (10**9, 256))
+_BLOCKS = ((256, 64), (10**9, 128))
 
 # Weights of documents up to this length are kept for the backward; of longer ones they are computed anew, as their size is L² a head.
 _KEPT = 1024
