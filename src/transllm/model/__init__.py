@@ -1,14 +1,16 @@
 """Chat models: load one, grow its vocabulary, put an adapter on it, merge it."""
 
 from transllm.model.adapter import Adapted, adapter_digest, attach, load_merged
-from transllm.model.attention import PACKED, Documents, enable_packed, hidden_states
+from transllm.model.attention import PACKED, Documents
 from transllm.model.grow import grow
 from transllm.model.initial import METHODS, Known, Start, interleaved, start_of
 from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest, place, save_folder
+from transllm.model.packed import APART, choose_attention, enable_packed, hidden_states
 from transllm.model.precision import compute_dtype, default_device
 from transllm.model.proof import RowProof, copy_rows, prove_rows
 
 __all__ = [
+    "APART",
     "METHODS",
     "PACKED",
     "Adapted",
@@ -20,6 +22,7 @@ __all__ = [
     "adapter_digest",
     "attach",
     "check_sizes",
+    "choose_attention",
     "compute_dtype",
     "copy_rows",
     "default_device",

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
-from transllm.model.attention import Documents, enable_packed, hidden_states, probe
+from transllm.model.attention import PACKED, Documents
 from transllm.model.load import load_folder, place, quiet, weight_of
 from transllm.model.lora import join_siblings, use_our_layer
 from transllm.model.norm import use_our_norm
+from transllm.model.packed import Attention, choose_attention, hidden_states, probe
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.recipe.schema import Lora, Training
 
@@ -68,17 +69,23 @@ class Adapted:
         """All logits of a packed row, for checks; training and scoring never hold them. (1, T) -> (1, T, V)"""
         return cast(Tensor, self.head(self.hidden(ids_1T, documents)))
 
-    def quicken(self) -> dict[str, Any]:
+    def quicken(self, attention: Attention = "auto") -> dict[str, Any]:
         """Let this model take all the short ways of training that compute what it computes; found out by running it once.
+
+        Args:
+            attention: which one to use, see ``choose_attention``.
 
         Returns:
             which were found, for the stage's metrics.
+
+        Raises:
+            ModelError: the attention that is asked for cannot be used.
         """
-        packed = enable_packed(self.base)
+        chosen = choose_attention(self.base, attention)
         ids_1T, documents = probe(self.base)
         with torch.no_grad():
             siblings = join_siblings(self.base, lambda: hidden_states(self.base, ids_1T, documents))
-        return {"packed_attention": packed, "joined_layers": siblings, "fast_norms": use_our_norm(self.base)}
+        return {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": siblings, "fast_norms": use_our_norm(self.base)}
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:

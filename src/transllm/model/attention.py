@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from transllm.errors import ModelError
 
@@ -59,6 +59,7 @@ class Documents:
     """
 
     def __init__(self, lengths: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+        self.lengths = list(lengths)
         if not lengths or min(lengths) < 1:
             raise ValueError("a packed row holds at least one document, and none is empty")
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
@@ -222,7 +223,8 @@ class _Block(NamedTuple):
 
 def _blocks(length: int, window: int | None) -> list[_Block]:
     size = next(size for longest, size in _BLOCKS if length <= longest)
-    return [_Block(start, min(start + size, length), 0 if window is None else max(0, start - window + 1)) for start in range(0, length, size)]
+    back = length if window is None else window - 1
+    return [_Block(start, min(start + size, length), max(0, start - back)) for start in range(0, length, size)]
 
 
 def _of_group(gathered: Sequence[Tensor], group: _Group, shape: _Heads) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,7 +241,7 @@ def _by_place(rows: Tensor, group: _Group, shape: _Heads) -> Tensor:
 
 def _by_key_head(places: Tensor) -> Tensor:
     """(n, B, K, H/K, d) -> (n K, H/K B, d), a copy"""
-    members, length, heads, _, size = places.shape
+    members, _, heads, _, size = places.shape
     return places.permute(0, 2, 3, 1, 4).reshape(members * heads, -1, size)
 
 
@@ -268,46 +270,3 @@ def _causal_mask(queries: int, keys: int, window: int | None, dtype: torch.dtype
 
 
 AttentionInterface.register(PACKED, packed_attention)
-
-
-def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) -> Tensor:
-    """Last hidden states of a packed row. (1, T) -> (1, T, D)
-
-    Positions restart in each document, which also tells transformers' own attention where documents end.
-    """
-    extra: dict[str, Any] = {"documents": documents} if model.config._attn_implementation == PACKED else {}
-    output = model.get_decoder()(input_ids=ids_1T, position_ids=documents.positions_1T, use_cache=False, **extra)
-    return cast(Tensor, output.last_hidden_state)
-
-
-def probe(model: PreTrainedModel) -> tuple[Tensor, Documents]:
-    """Two documents in a packed row, to see how a model behaves."""
-    rows = int(model.config.get_text_config().vocab_size)
-    ids_1T = (torch.arange(40, device=model.device) * 7 % rows).unsqueeze(0)
-    return ids_1T, Documents([13, 27], device=model.device)
-
-
-@torch.no_grad()
-def enable_packed(model: PreTrainedModel) -> bool:
-    """Use packed attention if this model gives the same hidden states with it; else keep its own, which packs by positions.
-
-    Measured on two documents, because what a family does inside its attention cannot be read off its configuration.
-
-    Returns:
-        Whether it is on.
-    """
-    before = model.config._attn_implementation
-    ids_1T, documents = probe(model)
-    training = model.training
-    model.eval()
-    expected = hidden_states(model, ids_1T, documents).float()
-    model.set_attn_implementation(PACKED)
-    try:
-        difference = (hidden_states(model, ids_1T, documents).float() - expected).abs().max() / expected.abs().max()
-        same = bool(difference < (0.05 if model.dtype != torch.float32 else 1e-3))
-    except ModelError:
-        same = False
-    if not same:
-        model.set_attn_implementation(before)
-    model.train(training)
-    return same

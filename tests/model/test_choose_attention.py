@@ -1,0 +1,64 @@
+"""Which attention a model packs with is found by measuring, and what leaks from one document into the next is never used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+
+from transllm.errors import ModelError
+from transllm.model import APART, PACKED, Documents, choose_attention, hidden_states
+
+Make = Callable[..., PreTrainedModel]
+LENGTHS = [5, 1, 12]
+
+
+def _ids() -> torch.Tensor:
+    return torch.arange(3, 3 + sum(LENGTHS)).unsqueeze(0)
+
+
+def _alone(model: PreTrainedModel) -> torch.Tensor:
+    parts = [model.get_decoder()(input_ids=part, use_cache=False).last_hidden_state for part in _ids().split(LENGTHS, dim=1)]
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wanted", ["packed", "sdpa", "eager"])
+def test_each_back_end_can_be_asked_for(make_chat_model: Make, wanted: str) -> None:
+    model = make_chat_model("tied")
+    expected = _alone(model)
+    assert choose_attention(model, wanted) == model.config._attn_implementation == (PACKED if wanted == "packed" else wanted)  # type: ignore[arg-type]
+    torch.testing.assert_close(hidden_states(model, _ids(), Documents(LENGTHS)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_that_is_not_installed_is_an_error_that_names_the_way_out(make_chat_model: Make) -> None:
+    model = make_chat_model("tied")
+    before = model.config._attn_implementation
+    with pytest.raises(ModelError, match=r"'flash_attention_2' cannot be used.*Set 'training.attention' to auto"):
+        choose_attention(model, "flash_attention_2")
+    assert model.config._attn_implementation == before
+
+
+def test_one_that_cannot_do_what_the_model_asks_for_is_an_error(make_chat_model: Make) -> None:
+    with pytest.raises(ModelError, match=r"'packed' cannot be used with this model here: ModelError.*softcap"):
+        choose_attention(make_chat_model("gemma2"), "packed")
+
+
+@torch.no_grad()
+def test_a_state_that_runs_on_is_seen_and_documents_go_one_by_one() -> None:
+    torch.manual_seed(1)
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
+    expected = _alone(model)
+    joined = model.get_decoder()(input_ids=_ids(), use_cache=False).last_hidden_state
+    assert not torch.allclose(joined, expected, atol=1e-4), "this family does run on"
+    assert choose_attention(model) == APART
+    torch.testing.assert_close(hidden_states(model, _ids(), Documents(LENGTHS)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_choice_is_like_the_first(make_chat_model: Make) -> None:
+    model = make_chat_model("sliding").train()
+    assert choose_attention(model) == choose_attention(model) == PACKED
+    assert choose_attention(model, "eager") == "eager"
+    assert model.training, "the mode is left as it was"
