@@ -22,18 +22,6 @@ Make = Callable[..., PreTrainedModel]
 KINDS = ["tied", "untied", "padded", "gemma", "gemma2"]
 
 
-@pytest.fixture
-def adapt(make_extended: Make, make_training: Callable[..., Training], tiny_spans: SpanTokenizer) -> Callable[..., Adapted]:
-    def make(kind: str = "tied", *, dtype: torch.dtype = torch.float32, **settings: Any) -> Adapted:
-        torch.manual_seed(3)
-        adapted = attach(make_extended(kind), original_size=tiny_spans.original_size, size=tiny_spans.size,
-                         training=make_training(**settings), dtype=dtype)
-        adapted.peft.eval()
-        return adapted
-
-    return make
-
-
 def _ids(size: int) -> torch.Tensor:
     """Ids of all the vocabulary; every fourth is one of the last, which are new if ``size`` has new ones."""
     ids = torch.randint(0, size, (1, 24), generator=torch.Generator().manual_seed(5))

@@ -25,12 +25,14 @@ class LoraLinear(PeftLoraLinear):
     """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout) takes the short way."""
 
     family: _Family | None = None
+    short_way = True
+    """Off where layers are compiled: the compiler joins the small kernels itself."""
 
     def plain(self) -> bool:
         """Whether the layer now computes ``W x + b + s B (A x)`` and no more."""
         name = str(self.active_adapters[0]) if len(self.active_adapters) == 1 else ""
         return (
-            name in self.lora_A and not self.disable_adapters and not self.merged
+            self.short_way and name in self.lora_A and not self.disable_adapters and not self.merged
             and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
         )
 

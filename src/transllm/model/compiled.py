@@ -1,0 +1,94 @@
+"""The repeated layer of a model compiled once, where that is faster than our own short ways: measured, and undone where it is not.
+
+On a processor it is not (benchmarks/training_speed.py: compiled layers reach two thirds of the speed of ours), so only accelerators try.
+One graph serves all layers and all lengths of rows: layers differ in their weights only, and shapes are symbols in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from transllm.model.attention import PACKED, packed_attention
+from transllm.model.lora import LoraLinear
+
+_FASTER = 0.95
+"""Compiled layers stay if they take at most so much of the time: less is noise, and compilation itself takes a minute."""
+
+
+def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], object]], *, backend: str = "inductor") -> dict[str, Any]:
+    """Compile the repeated layers and keep that if it pays.
+
+    Args:
+        model: the decoder inside an adapter.
+        steps: forward and backward of some micro batches of unlike lengths; they must leave no trace.
+        backend: torch.compile's.
+
+    Returns:
+        ``compiled``, and ``compiled_seconds``, ``plain_seconds`` of the steps, or ``compile_error``: why it could not be done.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    layers = _repeated(model)
+    plain = _seconds(steps)
+    _compile(model, layers, backend)
+    try:
+        _run(steps)  # compiles
+        compiled = _seconds(steps)
+    except (TorchDynamoException, InductorError, RuntimeError) as error:
+        _undo(model, layers)
+        return {"compiled": False, "compile_error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+    if compiled > _FASTER * plain:
+        _undo(model, layers)
+    return {"compiled": compiled <= _FASTER * plain, "compiled_seconds": round(compiled, 4), "plain_seconds": round(plain, 4)}
+
+
+def _repeated(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's layers: its longest list of modules."""
+    lists = [list(module) for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def _compile(model: PreTrainedModel, layers: Sequence[nn.Module], backend: str) -> None:
+    # Its groups differ from row to row: seen through, it would be compiled for each.
+    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
+    _take_short_way(model, False)  # an opaque function in each place would leave nothing to fuse
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def _undo(model: PreTrainedModel, layers: Sequence[nn.Module]) -> None:
+    AttentionInterface.register(PACKED, packed_attention)
+    _take_short_way(model, True)
+    for layer in layers:
+        layer._compiled_call_impl = None
+
+
+def _take_short_way(model: PreTrainedModel, on: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.short_way = on
+
+
+def _run(steps: Sequence[Callable[[], object]]) -> None:
+    for step in steps:
+        step()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def _seconds(steps: Sequence[Callable[[], object]]) -> float:
+    """The best of three."""
+    found = []
+    _run(steps)
+    for _ in range(3):
+        started = time.perf_counter()
+        _run(steps)
+        found.append(time.perf_counter() - started)
+    return min(found)
