@@ -70,9 +70,13 @@ class SplitHead(nn.Module):
         """(..., D) -> (..., V + N), or (..., V) while cut."""
         rows = self.rows
         if rows.original_only:
-            return F.linear(hidden, rows.old.to(hidden.dtype))
+            return self.original(hidden)
         logits: Tensor = _Project.apply(hidden.reshape(-1, hidden.shape[-1]), rows.old, rows.new)  # type: ignore[no-untyped-call]  # torch's own
         return logits.view(*hidden.shape[:-1], -1)
+
+    def original(self, hidden: Tensor) -> Tensor:
+        """The old columns only. (..., D) -> (..., V)"""
+        return F.linear(hidden, self.rows.old.to(hidden.dtype))
 
 
 class _Project(torch.autograd.Function):
