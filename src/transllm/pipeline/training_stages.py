@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.model import attach, compute_dtype, default_device, load_folder, place
+from transllm.model import attach, compute_dtype, default_device, load_to_train, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
@@ -107,7 +107,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     folder = row_folder(context.run, name)
     device = default_device()
     dtype = compute_dtype(training.precision, device)
-    model, _ = load_folder(context.run / "extend")
+    model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
     sizes = {"original_size": context.spans.original_size, "size": context.spans.size}
     adapted = attach(place(model, device), **sizes, training=training, dtype=dtype)
     if before is not None:
