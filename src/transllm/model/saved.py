@@ -135,7 +135,8 @@ def _metadata(folder: Path) -> dict[str, Any]:
     with safe_open(str(_existing(folder, ROWS)), framework="pt") as file:
         found = (file.metadata() or {}).get(_KEY)
     if found is None:
-        raise ModelError(f"'{folder / ROWS}' does not say what was trained. An earlier version or another tool wrote it; run its stage again.")
+        raise ModelError(f"'{folder / ROWS}' does not say what was trained. An earlier version or another tool wrote it; run its stage "
+                         "again.")
     return dict(json.loads(found))
 
 
