@@ -35,7 +35,7 @@ def test_the_stages_hand_on_what_trains(finished: Any, home: Any, tmp_path: Path
         bodies.append(load_merged(run / "extend", folder)[0])
     extended, _ = load_folder(run / "extend")
     for before, after in zip([extended, *bodies], bodies, strict=False):
-        moved = {name: float((left - right).norm() / right.norm()) for (name, left), right in
+        moved = {name: ((left - right).norm() / right.norm()).item() for (name, left), right in
                  zip(after.named_parameters(), before.parameters(), strict=True)}
         # Each stage goes on from the one before: it is near to it, and further on.
         assert max(moved.values()) < 0.2 and any(moved.values())
