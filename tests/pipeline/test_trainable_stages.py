@@ -17,6 +17,7 @@ from transllm.pipeline.stage import Context
 from transllm.pipeline.training_stages import bitext, finetune, pretrain
 from transllm.progress import Silent
 
+
 @pytest.mark.parametrize(("settings", "file", "notices"), [
     (["training.train=full", "training.precision=bfloat16"], "body.safetensors", 1),
     (["training.train=rows"], "rows.safetensors", 0),
