@@ -61,6 +61,17 @@ def test_check_says_what_the_recipe_will_do() -> None:
         assert words in result.output, words
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    ("training.train=full", ("all weights", "Note: training.train is 'full'", "is in order")),
+    ("training={train: rows}", ("new embedding rows only",)),
+    ("training={lora: {variant: dora}, quantize: nf4}", ("DoRA r=64", "weights of 4 bits", "Note: training.quantize"))])
+def test_check_says_what_trains_and_what_that_gives_up(change: str, words: tuple[str, ...]) -> None:
+    result = call("check", LLAMA, "--set", change)
+    assert result.exit_code == 0, result.output
+    for word in words:
+        assert word in " ".join(result.output.split()), word
+
+
 def test_check_data_reads_a_sample_of_each_source(tmp_path: Path) -> None:
     english = [f"The number {number} is written on the door of the house." for number in range(30)]
     (tmp_path / "pairs.tsv").write_text("".join(f"{text}\tEl número {index} está escrito en la puerta de la casa.\n"

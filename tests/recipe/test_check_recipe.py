@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transllm.recipe import Recipe, check_recipe, load_recipe, sources_of
+from transllm.recipe import Recipe, check_recipe, load_recipe, notices, sources_of
 
 GOOD = """
 model: org/some-chat
@@ -94,3 +94,12 @@ def test_sources_of_names_every_source(tmp_path: Path) -> None:
     assert [(where, source.origin) for where, source in sources_of(recipe)] == [
         ("data.parallel[0]", "hub:org/pairs"), ("recover.prompts[1]", "hub:a/p"), ("evaluate.test_pairs", "files:t.tsv"),
         ("evaluate.queries", "files:q.txt")]
+
+
+@pytest.mark.parametrize("override,said", [
+    ("training.train=full", ["no longer inside"]), ("training.embeddings=all", ["own rows change"]),
+    ("training.quantize=nf4", ["not rounded"]), ("training.train=rows", []), ("training.lora.variant=dora", [])])
+def test_what_a_choice_gives_up_is_a_notice_and_no_problem(tmp_path: Path, override: str, said: list[str]) -> None:
+    assert checked(tmp_path, GOOD, override) == []
+    found = notices(load_recipe(tmp_path / "r.yaml", overrides=[override]))
+    assert len(found) == min(1, len(said)) and all(said[-1] in notice for notice in found)

@@ -132,7 +132,7 @@ def test_both_hints_where_both_hold(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_without_a_neighbour_lists_the_keys(tmp_path: Path) -> None:
-    assert "Its keys are r, alpha, dropout, targets." in only(tmp_path, GOOD + "training: {lora: {qqq: 1}}\n")
+    assert "Its keys are r, alpha, dropout, targets, variant, b_factor." in only(tmp_path, GOOD + "training: {lora: {qqq: 1}}\n")
 
 
 def test_a_key_that_is_no_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def test_states_tell_done_from_unfinished_from_not_run(build_run: Build) -> None
     (run / "bitext").mkdir()
     states = read_run(run).states
     assert states["pretrain"] == "done" and states["bitext"] == "unfinished" and states["recover"] == "not run yet"
+
+
+def test_what_was_given_up_is_said_once(build_run: Build) -> None:
+    run = build_run()
+    for stage in ("pretrain", "bitext"):
+        file = run / stage / "manifest.json"
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest["metrics"]["notices"] = ["The original is not inside."]
+        file.write_text(json.dumps(manifest), encoding="utf-8")
+    assert read_run(run).notes == ["The original is not inside."]
 
 
 def test_a_log_is_read_in_order_and_a_repeated_step_counts_once(tmp_path: Path) -> None:

@@ -62,6 +62,24 @@ def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, train_old: bool, 
             torch.testing.assert_close(gradient.to(dtype), gradients[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 14])
+def test_chunk_borders_in_float64(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Gradients to the last digit, wherever the last chunk ends."""
+    monkeypatch.setattr(loss, "_CHUNK", 7)
+    hidden, labels, head = _case(train_old=True)
+    labels[(labels != IGNORE).nonzero()[count:]] = IGNORE
+    finish = final_logits(SimpleNamespace(final_logit_softcapping=2.0))
+    for rows in (head.rows.old, head.rows.new):
+        rows.data = rows.data.double()
+    expected, gradients = _plain(hidden, labels, head, finish, torch.float64)
+    ours = hidden.double().requires_grad_()
+    total = summed_cross_entropy(ours, labels, head=head, finish=finish)
+    (total * 0.25).backward()
+    torch.testing.assert_close(total, expected.nan_to_num(), rtol=1e-6, atol=0.0)
+    for name, found in {"hidden": ours.grad, "new": head.rows.new.grad, "old": head.rows.old.grad}.items():
+        torch.testing.assert_close(found, gradients[name], rtol=1e-10, atol=1e-12)
+
+
 def test_ignored_places_have_no_gradient_and_no_loss() -> None:
     hidden, labels, head = _case()
     ours = hidden.clone().requires_grad_()

@@ -29,12 +29,14 @@ def check(
     data: Annotated[bool, typer.Option("--data", help="Also read the first rows of each source (fetches what is not there).")] = False,
 ) -> None:
     """Report all problems of a recipe at once, or say what it will do."""
-    from transllm.recipe import load_recipe
+    from transllm.recipe import load_recipe, notices
 
     recipe = load_recipe(recipe_file, overrides=overrides or ())
     refuse_problems(recipe, recipe_file)
     console = out()
     console.print(_summary(recipe))
+    for notice in notices(recipe):
+        console.print(f"Note: {notice}", markup=False)
     if data:
         problems = _read_samples(recipe)
         if problems:
@@ -67,11 +69,22 @@ def _summary(recipe: Recipe) -> Table:
             table.add_row("recover", f"{recipe.recover.count:,} answers of the original model; prompts: {prompts}")
             table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator}'")
         table.add_row(name, what)
-    lora = recipe.training.lora
-    table.add_row("trained", f"LoRA r={lora.r}, alpha={lora.alpha:g}, and {recipe.training.embeddings} embedding rows")
+    table.add_row("trained", _trained(recipe))
     table.add_row("evaluate", f"{recipe.evaluate.sentences} sentences each way, {recipe.evaluate.query_count} queries, "
                   f"{recipe.evaluate.documents} documents a language")
     return table
+
+
+def _trained(recipe: Recipe) -> str:
+    training, lora = recipe.training, recipe.training.lora
+    if training.train == "full":
+        return "all weights"
+    rows = f"{training.embeddings} embedding rows"
+    if training.train == "rows":
+        return f"{rows} only"
+    name = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[lora.variant]
+    frozen = ", on weights of 4 bits" if training.quantize != "none" else ""
+    return f"{name} r={lora.r}, alpha={lora.alpha:g}{frozen}, and {rows}"
 
 
 def _read_samples(recipe: Recipe) -> list[str]:

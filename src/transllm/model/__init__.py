@@ -1,6 +1,6 @@
-"""Chat models: load one, grow its vocabulary, put an adapter on it, merge it."""
+"""Chat models: load one, grow its vocabulary, choose what of it trains, merge that."""
 
-from transllm.model.adapter import Adapted, adapter_digest, attach, load_merged
+from transllm.model.adapter import Adapted, attach, trained_parameters
 from transllm.model.attention import PACKED, Documents
 from transllm.model.grow import grow
 from transllm.model.initial import METHODS, Known, Start, interleaved, start_of
@@ -8,6 +8,8 @@ from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_
 from transllm.model.packed import APART, choose_attention, enable_packed, hidden_states
 from transllm.model.precision import compute_dtype, default_device
 from transllm.model.proof import RowProof, copy_rows, prove_rows
+from transllm.model.quantize import load_to_train
+from transllm.model.saved import adapter_digest, load_merged
 
 __all__ = [
     "APART",
@@ -34,9 +36,11 @@ __all__ = [
     "load_chat_model",
     "load_folder",
     "load_merged",
+    "load_to_train",
     "original_digest",
     "place",
     "prove_rows",
     "save_folder",
     "start_of",
+    "trained_parameters",
 ]

@@ -1,53 +1,53 @@
-"""One adapter through all stages: LoRA on the linear layers and the rows of the new tokens, on a frozen chat model.
+"""What trains: an adapter on a frozen chat model and the rows of the new tokens; or the rows alone; or all weights.
 
-``Adapted`` is what trains. Its folder holds an ordinary peft adapter and ``rows.safetensors`` (the trained embedding rows, by
-their first id). ``load_merged`` gives a plain model with both folded in.
+``Adapted`` is the model while it trains, one for all stages. ``model/saved.py`` says what its folder holds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.model.attention import PACKED, Documents
-from transllm.model.load import load_folder, place, quiet, weight_of
+from transllm.model.load import place, quiet, weight_of
 from transllm.model.lora import join_siblings, use_our_layer
+from transllm.model.masters import keep_masters, plain_name
 from transllm.model.norm import use_our_norm
 from transllm.model.packed import Attention, choose_attention, hidden_states, probe
 from transllm.model.rows import SplitEmbedding, SplitHead
+from transllm.model.saved import ADAPTER, ROWS, load_body, read_file, save_body, save_rows, trained_as
 from transllm.recipe.schema import Lora, Training
-
-_WEIGHTS, _ROWS = "adapter_model.safetensors", "rows.safetensors"
 
 
 class Adapted:
-    """A chat model with an adapter and split embedding rows.
+    """A chat model with split embedding rows and, mostly, an adapter.
 
     Attributes:
-        peft: the model with LoRA layers; its base holds ``SplitEmbedding`` and ``SplitHead``.
+        peft: the model with LoRA layers; the model itself where there are none. It holds ``SplitEmbedding`` and ``SplitHead``.
+        train: ``lora``, ``rows`` or ``full``, as in the recipe.
         original_size: ids below are the original model's.
         size: ids that the head can predict.
     """
 
-    def __init__(self, peft: PeftModel, *, original_size: int, size: int) -> None:
+    def __init__(self, peft: PeftModel | PreTrainedModel, *, train: str, original_size: int, size: int) -> None:
         self.peft = peft
+        self.train = train
         self.original_size = original_size
         self.size = size
 
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model inside."""
-        return cast(PreTrainedModel, self.peft.get_base_model())
+        return cast(PreTrainedModel, self.peft.get_base_model()) if isinstance(self.peft, PeftModel) else self.peft
 
     @property
     def head(self) -> SplitHead:
@@ -60,6 +60,18 @@ class Adapted:
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that trains; a tied row matrix comes once."""
         return {name: parameter for name, parameter in self.peft.named_parameters() if parameter.requires_grad}
+
+    def row_parameters(self) -> dict[str, nn.Parameter]:
+        """The embedding rows that train, by ``embedding.new``, ``head.old`` and the like; a tied head has none of its own."""
+        embedding, head = cast(SplitEmbedding, self.base.get_input_embeddings()), self.head
+        named = {"embedding": embedding} | ({} if head.rows is embedding else {"head": head.rows})
+        return {f"{name}.{part}": getattr(rows, part) for name, rows in named.items() for part in ("old", "new")
+                if getattr(rows, part).requires_grad}
+
+    def body_parameters(self) -> dict[str, nn.Parameter]:
+        """All weights but the rows, by their names in the plain model."""
+        rows = {id(parameter) for module in (self.base.get_input_embeddings(), self.head) for parameter in module.parameters()}
+        return {plain_name(name): parameter for name, parameter in self.base.named_parameters() if id(parameter) not in rows}
 
     def hidden(self, ids_1T: Tensor, documents: Documents) -> Tensor:
         """Last hidden states of a packed row. (1, T) -> (1, T, D)"""
@@ -89,9 +101,16 @@ class Adapted:
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:
-        """Inside, the model is the original chat model bit for bit: adapter off, logits cut to the original vocabulary."""
+        """Inside, the model is the original chat model bit for bit: adapter off, logits cut to the original vocabulary.
+
+        Raises:
+            ModelError: all weights train, so the original is not inside.
+        """
+        if self.train == "full":
+            raise ModelError("All weights of this model train, so the original chat model is not inside it. Load the original by itself, "
+                             "or set training.train to 'lora'.")
         embeddings = {self.head.rows, cast(SplitEmbedding, self.base.get_input_embeddings())}
-        with self.peft.disable_adapter():
+        with self.peft.disable_adapter() if isinstance(self.peft, PeftModel) else contextlib.nullcontext():
             for rows in embeddings:
                 rows.original_only = True
             try:
@@ -112,32 +131,36 @@ class Adapted:
         """
         parameters = self.trainable()
         if _shapes(parameters) != _shapes(state):
-            raise ModelError("The saved adapter trains other weights than this recipe does. Did 'training.lora' or 'training.embeddings' "
-                             "change? Run the stage again from its start.")
+            raise ModelError("The saved adapter trains other weights than this recipe does. Did 'training' change? "
+                             "Run the stage again from its start.")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        """Write the adapter (peft's format) and the trained rows."""
+        """Write what trained, see ``model/saved.py``."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.peft.peft_config["default"].save_pretrained(str(folder))
-        save_file({name: tensor.contiguous().cpu() for name, tensor in _lora_state(self.peft).items()}, str(folder / _WEIGHTS))
-        save_file(_rows_state(self.base), str(folder / _ROWS), metadata={"first_new_id": str(self.original_size)})
+        if isinstance(self.peft, PeftModel):
+            self.peft.peft_config["default"].save_pretrained(str(folder))
+            save_file({name: tensor.contiguous().cpu() for name, tensor in _lora_state(self.peft).items()}, str(folder / ADAPTER))
+        elif self.train == "full":
+            save_body(self.body_parameters(), folder)
+        save_rows(self.row_parameters(), folder, first_new=self.original_size, train=self.train)
 
     def load(self, folder: Path) -> None:
-        """Go on from an adapter that ``save`` wrote.
+        """Go on from what ``save`` wrote.
 
         Raises:
-            ModelError: the adapter does not fit this model.
+            ModelError: it does not fit this model.
         """
-        saved = _adapter_file(folder, _WEIGHTS)
-        if _shapes(saved) != _shapes(_lora_state(self.peft)):
-            raise ModelError(f"The adapter in '{folder}' has other weights than this model. Was it made for another model, or with another "
-                             "'training.lora'? Run its stage again.")
-        set_peft_model_state_dict(self.peft, saved)
-        rows = _adapter_file(folder, _ROWS)
-        own = _row_parameters(self.base)
+        rows, own, train = read_file(folder, ROWS), self.row_parameters(), trained_as(folder)
+        if train != self.train:
+            raise ModelError(f"The folder '{folder}' was trained with 'train: {train}', but the recipe says 'train: {self.train}'. Run its "
+                             "stage again; all stages of one model share 'training.train'.")
+        if isinstance(self.peft, PeftModel):
+            self._load_adapter(self.peft, folder)
+        elif self.train == "full":
+            load_body(self.body_parameters(), folder)
         if rows.keys() != own.keys():
             raise ModelError(f"The rows in '{folder}' ({', '.join(sorted(rows))}) are not those that this recipe trains "
                              f"({', '.join(sorted(own))}). Use one setting of 'embeddings' in all stages of one model.")
@@ -147,108 +170,61 @@ class Adapted:
                     raise ModelError(f"The rows in '{folder}' belong to another vocabulary. Run the stage again after 'extend'.")
                 own[name].copy_(tensor)
 
+    def _load_adapter(self, peft: PeftModel, folder: Path) -> None:
+        saved = read_file(folder, ADAPTER)
+        if _shapes(saved) != _shapes(_lora_state(peft)):
+            raise ModelError(f"The adapter in '{folder}' has other weights than this model. Was it made for another model, or with another "
+                             "'training.lora'? Run its stage again.")
+        set_peft_model_state_dict(peft, saved)
+
 
 def attach(model: PreTrainedModel, *, original_size: int, size: int, training: Training, dtype: torch.dtype) -> Adapted:
-    """Freeze a model, split its rows at the original vocabulary and put a fresh adapter on it. Changes the model.
+    """Split a model's rows at the original vocabulary, freeze what does not train, and put a fresh adapter on it. Changes the model.
 
     Args:
         model: an extended model.
         original_size: length of the original tokenizer; ids below stay frozen.
         size: length of the extended tokenizer.
-        training: LoRA and embedding settings.
-        dtype: precision of the frozen weights; trained ones are float32.
+        training: what trains, LoRA and embedding settings.
+        dtype: precision that computes, and of the frozen weights; trained ones are float32.
     """
-    place(model, model.device, dtype)
-    model.requires_grad_(False)
-    embedding_weight, head_weight = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
-    tied = embedding_weight.data_ptr() == head_weight.data_ptr()
-    train_old = training.embeddings == "all"
+    stored, stored_head = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
+    tied, train_old = stored is stored_head, training.trains_old_rows
 
     def split(weight: Tensor, scale: Tensor | None = None) -> SplitEmbedding:
-        return SplitEmbedding(weight[:original_size], weight[original_size:size], train_old=train_old, scale=scale)
+        return SplitEmbedding(weight[:original_size], weight[original_size:size], train_old=train_old, scale=scale, dtype=dtype)
 
-    embedding = split(embedding_weight, _embedding_scale(model.get_input_embeddings()))
-    head = SplitHead(embedding if tied else split(head_weight))
+    embedding = split(stored, _embedding_scale(model.get_input_embeddings()))
+    head = SplitHead(embedding if tied else split(stored_head))
+    if training.train == "full":
+        keep_masters(model, dtype)
+    else:
+        model.requires_grad_(False)
+        place(model, model.device, dtype)
     model.set_input_embeddings(embedding)
     model.set_output_embeddings(head)
-    with quiet():
-        peft = get_peft_model(model, use_our_layer(_peft_config(training.lora)))
-    for module in {embedding, head.rows}:
-        module.new.requires_grad_(True)
-        module.old.requires_grad_(train_old)
-    return Adapted(peft, original_size=original_size, size=size)
+    peft: PeftModel | PreTrainedModel = model
+    if training.train == "lora":
+        with quiet():
+            peft = cast(PeftModel, get_peft_model(model, use_our_layer(_peft_config(training.lora))))
+    for rows in {embedding, head.rows}:
+        rows.new.requires_grad_(True)
+        rows.old.requires_grad_(train_old)
+    return Adapted(peft, train=training.train, original_size=original_size, size=size)
 
 
-def load_merged(base: Path, adapter: Path | None, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Any]:
-    """A plain model: the extended one with an adapter folded in, in float32 arithmetic, then cast.
-
-    Args:
-        base: folder of the extended model.
-        adapter: folder of an adapter; None gives the extended model itself.
-        dtype: precision of the result; None keeps the stored one.
-
-    Returns:
-        model in evaluation mode, and its tokenizer.
+def trained_parameters(model: PreTrainedModel, *, original_size: int, size: int, training: Training) -> int:
+    """How many numbers ``attach`` would train. Changes the model, which may be on torch's meta device (shapes, no weights): the count
+    of a model of any size takes a second and no memory.
     """
-    if adapter is None:
-        return load_folder(base, dtype=dtype)
-    model, tokenizer = load_folder(base)
-    stored = model.dtype
-    place(model, model.device, torch.float32)
-    _existing(adapter, _WEIGHTS)
-    rows = _adapter_file(adapter, _ROWS)
-    embedding, head = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
-    first_new = _first_new(adapter)
-    with torch.no_grad():
-        for name, tensor in rows.items():
-            weight = embedding if name.startswith("embedding") else head
-            start = first_new if name.endswith("new") else 0
-            weight[start: start + tensor.shape[0]] = tensor
-    with quiet():
-        loaded: Any = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
-        merged: PreTrainedModel = loaded.merge_and_unload()
-    return place(merged, model.device, dtype or stored).eval(), tokenizer
-
-
-def adapter_digest(folder: Path) -> str:
-    """Digest of an adapter's weights."""
-    digest = hashlib.sha256()
-    for name in (_WEIGHTS, _ROWS):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+    with torch.device(model.device):
+        adapted = attach(model, original_size=original_size, size=size, training=training, dtype=torch.float32)
+    return sum(parameter.numel() for parameter in adapted.trainable().values())
 
 
 def _peft_config(lora: Lora) -> LoraConfig:
     return LoraConfig(r=lora.r, lora_alpha=cast(int, lora.alpha), lora_dropout=lora.dropout, target_modules=lora.targets,
-                      task_type="CAUSAL_LM")
-
-
-def _row_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    embedding, head = cast(SplitEmbedding, model.get_input_embeddings()), cast(SplitHead, model.get_output_embeddings())
-    named = {"embedding": embedding} | ({} if head.rows is embedding else {"head": head.rows})
-    return {f"{name}.{part}": getattr(rows, part) for name, rows in named.items() for part in ("old", "new")
-            if getattr(rows, part).requires_grad}
-
-
-def _rows_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous().cpu().clone() for name, parameter in _row_parameters(model).items()}
-
-
-def _first_new(folder: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(str(_existing(folder, _ROWS)), framework="pt") as file:
-        return int(file.metadata()["first_new_id"])
-
-
-def _adapter_file(folder: Path, name: str) -> dict[str, Tensor]:
-    return load_file(str(_existing(folder, name)))
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise ModelError(f"There is no adapter in '{folder}' ({name} is missing). Run the stage that writes it.")
-    return folder / name
+                      use_rslora=lora.variant == "rslora", use_dora=lora.variant == "dora", task_type="CAUSAL_LM")
 
 
 def _lora_state(peft: PeftModel) -> dict[str, Tensor]:

@@ -130,8 +130,12 @@ def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = N
     return LoadedModel(model.eval(), tokenizer, source.source)
 
 
-def load_folder(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_folder(folder: Path, *, dtype: torch.dtype | None = None, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model that TransLLM wrote, and check that all its sizes agree.
+
+    Args:
+        dtype: precision of the weights; None: as stored.
+        options: further ones of ``from_pretrained``.
 
     Raises:
         ModelError: the folder holds no model, or its config, tokenizer, embedding and head disagree.
@@ -139,7 +143,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype | None = None) -> tuple[PreT
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **options)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"There is no model to load in '{folder}': {_first_line(error)} "
                              "Run the stage that writes it again.") from error

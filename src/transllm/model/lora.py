@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 class LoraLinear(PeftLoraLinear):
-    """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout) takes the short way."""
+    """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout, no DoRA) takes the short way."""
 
     family: _Family | None = None
     short_way = True
@@ -32,7 +32,7 @@ class LoraLinear(PeftLoraLinear):
         """Whether the layer now computes ``W x + b + s B (A x)`` and no more."""
         name = str(self.active_adapters[0]) if len(self.active_adapters) == 1 else ""
         return (
-            self.short_way and name in self.lora_A and not self.disable_adapters and not self.merged
+            self.short_way and name in self.lora_A and name not in self.lora_variant and not self.disable_adapters and not self.merged
             and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
         )
 
@@ -175,6 +175,11 @@ def _alike(members: Sequence[LoraLinear]) -> bool:
 
 
 def use_our_layer(config: LoraConfig) -> LoraConfig:
-    """Tell peft to build ``LoraLinear`` for every ``nn.Linear``. The saved adapter is an ordinary one."""
-    config._register_custom_module({nn.Linear: LoraLinear})
+    """Tell peft to build ``LoraLinear`` for every plain ``nn.Linear``. The saved adapter is an ordinary one."""
+    config._register_custom_module({nn.Linear: cast(Any, _our_layer)})
     return config
+
+
+def _our_layer(target: nn.Module, adapter_name: str, **kwargs: Any) -> LoraLinear | None:
+    """Our layer on a plain one; None leaves all others to peft. A quantised layer is an ``nn.Linear`` too, whose weight is no matrix."""
+    return LoraLinear(target, adapter_name, **kwargs) if type(target) is nn.Linear else None

@@ -23,16 +23,17 @@ class SplitEmbedding(nn.Module):
         old_VD: the original rows; trained too if ``train_old``.
         new_ND: rows of ids V to V + N, kept in float32 so that small updates are not lost to rounding.
         scale: what the model's family multiplies embeddings with (Gemma); None is nothing. The head does not see it.
+        dtype: precision that computes, and of old rows that are frozen; None: that of ``old_VD``.
     """
 
     scale: Tensor | None
 
-    def __init__(self, old_VD: Tensor, new_ND: Tensor, *, train_old: bool = False, scale: Tensor | None = None) -> None:
+    def __init__(self, old_VD: Tensor, new_ND: Tensor, *, train_old: bool = False, scale: Tensor | None = None,
+                 dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        dtype = torch.float32 if train_old else old_VD.dtype
-        self.old = nn.Parameter(old_VD.detach().to(dtype), requires_grad=train_old)
+        self.compute_dtype = dtype or old_VD.dtype
+        self.old = nn.Parameter(old_VD.detach().to(torch.float32 if train_old else self.compute_dtype), requires_grad=train_old)
         self.new = nn.Parameter(new_ND.detach().to(torch.float32, copy=True))
-        self.compute_dtype = old_VD.dtype
         self.original_only = False
         self.register_buffer("scale", scale, persistent=False)
 
@@ -70,9 +71,13 @@ class SplitHead(nn.Module):
         """(..., D) -> (..., V + N), or (..., V) while cut."""
         rows = self.rows
         if rows.original_only:
-            return F.linear(hidden, rows.old.to(hidden.dtype))
+            return self.original(hidden)
         logits: Tensor = _Project.apply(hidden.reshape(-1, hidden.shape[-1]), rows.old, rows.new)  # type: ignore[no-untyped-call]  # torch's own
         return logits.view(*hidden.shape[:-1], -1)
+
+    def original(self, hidden: Tensor) -> Tensor:
+        """The old columns only. (..., D) -> (..., V)"""
+        return F.linear(hidden, self.rows.old.to(hidden.dtype))
 
 
 class _Project(torch.autograd.Function):

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.model import attach, compute_dtype, default_device, load_folder, place
+from transllm.model import attach, compute_dtype, default_device, load_to_train, place
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context, Result
+from transllm.recipe import notices
 from transllm.recipe.schema import TrainStage
 from transllm.tcot import Message, Renderer, Span
 from transllm.training import EncodedRow, Rows, train, write_rows
@@ -107,7 +108,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     folder = row_folder(context.run, name)
     device = default_device()
     dtype = compute_dtype(training.precision, device)
-    model, _ = load_folder(context.run / "extend")
+    model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
     sizes = {"original_size": context.spans.original_size, "size": context.spans.size}
     adapted = attach(place(model, device), **sizes, training=training, dtype=dtype)
     if before is not None:
@@ -118,6 +119,8 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     encoded = Rows.open(folder) if (folder / "rows.json").exists() else write_rows(rows(), folder)
     if training.gradient_checkpointing:
         adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for notice in notices(context.recipe):
+        context.progress.say(f"Note: {notice}")
     short_ways = adapted.quicken()
     watched = held_out_texts(read_part(context.run, "target", "held_out"), _WATCHED)
 
@@ -134,7 +137,8 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
         metrics={"steps": report.steps, "labels": report.labels, "loss": report.loss, "training_seconds": round(report.seconds, 2),
                  "tokens_per_second": round(report.tokens / max(1e-9, report.seconds), 1), "padding": round(report.padding, 4),
                  "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), **short_ways,
-                 "device": str(device), "trained_parameters": sum(parameter.numel() for parameter in adapted.trainable().values())})
+                 "device": str(device), "train": training.train, "notices": notices(context.recipe),
+                 "trained_parameters": sum(parameter.numel() for parameter in adapted.trainable().values())})
 
 
 def _enough(rows: Sequence[dict[str, Any]], context: Context, key: str, *, budget: int) -> Any:

@@ -19,6 +19,21 @@ def check_recipe(recipe: Recipe) -> list[str]:
     return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_extend(recipe), *_stages(recipe), *_bridge(recipe)]
 
 
+def notices(recipe: Recipe) -> list[str]:
+    """What a recipe gives up by its choice of what trains: no errors, but nothing to learn from a result."""
+    training, said = recipe.training, []
+    if training.train == "full":
+        said.append("training.train is 'full': the original chat model is no longer inside what trains, so it cannot be had by turning an "
+                    "adapter off. recover and evaluate load it by itself. Each training stage's folder holds all weights in float32.")
+    elif training.embeddings == "all":
+        said.append("training.embeddings is 'all': the original's own rows change, so with the adapter off the model is no longer the "
+                    "original. recover and evaluate load it by itself.")
+    if training.quantize != "none":
+        said.append("training.quantize is 'nf4': an adapter learns on rounded weights and is merged into those that were not rounded. What "
+                    "evaluate measures is the merged model; the log's bits per byte are of the rounded one.")
+    return said
+
+
 def sources_of(recipe: Recipe) -> Iterator[tuple[str, Source]]:
     """Every source of a recipe with its path, e.g. ``("data.parallel[0]", ...)``."""
     for name in ("parallel", "target", "english"):

@@ -117,18 +117,34 @@ class Lora(Section):
     dropout: Share = 0.05
     targets: str | list[str] = "all-linear"
     """Module names, or all linear layers but the head (q, k, v, o, gate, up, down in a Llama)."""
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """``rslora``: the adapter's product counts alpha / sqrt(r) times instead of alpha / r, so that a higher rank does not learn more slowly
+    (arXiv 2312.03732). ``dora``: each output's length is learned apart from its direction (arXiv 2402.09353); it takes peft's own
+    way through the layers, which is slower than ours."""
+    b_factor: Annotated[float, Field(gt=0)] = 1.0
+    """How many times the learning rate of A the matrices B get (LoRA+, arXiv 2402.12354, which suggests 16 and a lower rate for A)."""
 
 
 class Training(Section):
     """What the three training stages share."""
 
+    train: Literal["lora", "rows", "full"] = "lora"
+    """What of the model trains beside the rows of ``embeddings``. ``lora``: an adapter. ``rows``: nothing, only rows are learned. ``full``:
+    all weights and all rows, whatever ``embeddings`` says. The original model is then no longer inside, and a stage's folder holds all
+    weights in float32."""
     lora: Lora = Lora()
     embeddings: Literal["new", "all"] = "new"
     """``new``: only the rows of new tokens train, so the original model stays inside. ``all``: the paper's variant."""
+    quantize: Literal["none", "nf4"] = "none"
+    """``nf4``: the frozen weights are held in 4 bits while an adapter trains (QLoRA, arXiv 2305.14314). For CUDA, with the extra ``qlora``.
+    The adapter is merged into the weights that were not rounded, and *evaluate* measures that."""
     new_rows_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """A rate of their own for the embedding rows. None: the stage's."""
+    """A rate of their own for the rows of embedding and head that train. None: the stage's."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Another rate for the rows of a head that is not tied to the embedding. None: as the embedding's."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """``auto``: bfloat16 where the processor multiplies it faster, else float32. Trained weights are always float32."""
+    """``auto``: bfloat16 where the processor multiplies it faster, else float32. Trained weights are always float32, so that no update is
+    lost to rounding; they are rounded for each product."""
     gradient_checkpointing: bool = False
     """Trades a third more time for memory; for large models."""
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0
@@ -136,6 +152,17 @@ class Training(Section):
     """A kill loses at most so much work."""
     log_every: Count = 10
     """Steps between two lines of the log."""
+
+    @property
+    def trains_old_rows(self) -> bool:
+        """Whether the original's embedding rows train too."""
+        return self.embeddings == "all" or self.train == "full"
+
+    @model_validator(mode="after")
+    def _nothing_rounded_trains(self) -> Training:
+        if self.quantize != "none" and self.train == "full":
+            raise ValueError("'quantize' is for frozen weights: weights of 4 bits cannot be trained, so it does not go with 'train: full'")
+        return self
 
 
 class TrainStage(Section):

@@ -140,6 +140,9 @@ def read_run(folder: Path) -> RunView:
         states[stage] = "done" if stage in manifests else "unfinished" if manifest.parent.is_dir() else "not run yet"
     notes: list[str] = []
     curves = {stage: read_log(log, notes) for stage in TRAINING_STAGES if (log := folder / stage / "log.jsonl").is_file()}
+    for stage in TRAINING_STAGES:
+        said = manifests[stage].metrics.get("notices", []) if stage in manifests else []
+        notes += [note for note in map(str, said) if note not in notes]
     metrics_file, samples_file = folder / "metrics.json", folder / "evaluate" / "samples.json"
     source = recipe.get("model", "")
     model = source.get("source", "") if isinstance(source, dict) else source

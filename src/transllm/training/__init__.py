@@ -2,7 +2,7 @@
 
 from transllm.training.checkpoint import Checkpoints
 from transllm.training.loop import Interrupted, TrainReport, train
-from transllm.training.loss import IGNORE, summed_cross_entropy
+from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy, summed_kl
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import EncodedRow, Rows, write_rows
 
@@ -15,8 +15,10 @@ __all__ = [
     "Rows",
     "TrainReport",
     "batches_of",
+    "final_logits",
     "pack",
     "summed_cross_entropy",
+    "summed_kl",
     "train",
     "write_rows",
 ]

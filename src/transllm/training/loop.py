@@ -26,6 +26,7 @@ from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
+from transllm.training.groups import make_optimizer
 from transllm.training.interrupts import Interrupts
 from transllm.training.loss import final_logits, summed_cross_entropy
 from transllm.training.packing import Packed, batches_of, pack
@@ -135,7 +136,7 @@ def train(
     accelerator = Accelerator(cpu=adapted.device.type == "cpu")
     plan = plan_steps(rows, stage, processes=accelerator.num_processes, seed=seed)
     torch.manual_seed(seed)
-    optimizer = _optimizer(adapted, stage, training)
+    optimizer = make_optimizer(adapted, stage, training)
     digest = f"{rows.digest}-{seed}-{len(plan)}-{stage.batch_tokens}-{stage.micro_tokens}"
     state = _State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=digest)
     state.resume()
@@ -231,17 +232,6 @@ def _gradients(module: nn.Module, rows: Rows, bins: Sequence[Sequence[int]], acc
         raise TrainingError(f"The loss is not a number (loss {total}, gradient norm {float(norm)}). The rows of this step are listed in "
                             f"{folder / 'not_a_number.json'}. Lower the learning rate, or look at them with 'transllm inspect batch'.")
     return _Done(total, labels, n_bytes, float(norm))
-
-
-def _optimizer(adapted: Adapted, stage: TrainStage, training: Training) -> torch.optim.AdamW:
-    """AdamW; embedding rows have a rate of their own and no decay: decay would pull rare tokens to zero."""
-    parameters = adapted.trainable()
-    rows = [parameter for name, parameter in parameters.items() if "lora_" not in name]
-    lora = [parameter for name, parameter in parameters.items() if "lora_" in name]
-    factor = (training.new_rows_learning_rate or stage.learning_rate) / stage.learning_rate
-    groups = [{"params": lora, "weight_decay": stage.weight_decay, "rate_factor": 1.0},
-              {"params": rows, "weight_decay": 0.0, "rate_factor": factor}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 class _State:

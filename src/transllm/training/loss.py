@@ -1,20 +1,30 @@
-"""Cross entropy that never holds all logits: hidden states are projected only where there are labels, in chunks.
+"""Losses that never hold all logits: hidden states are projected only where something is learned, in chunks.
 
-Gradients with respect to the hidden states and the head are taken chunk by chunk in the forward pass, so a chunk's
-logits are the most that is ever in memory.
+``summed_cross_entropy`` learns tokens, ``summed_kl`` another model's distribution. Both say what a chunk's logits cost and what the
+gradient is; ``_Chunked`` does the rest. Gradients with respect to the hidden states and the head are taken chunk by chunk in the
+forward pass, so a chunk's logits (of both models, for a KL) are the most that is ever in memory.
+
+Shapes: T tokens of a packed row, N places among them where something is learned, n of these in a chunk; D hidden size, V columns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from transllm.model.rows import SplitHead
+
 IGNORE = -100
 _CHUNK = 256
 _CACHED_ROWS = 16
+
+Divergence = Literal["forward", "reverse", "mixed"]
+_Measure = Callable[[slice, Tensor, Tensor | None], Tensor]
+"""(which of the places, their logits (n, V), where to write the gradient or None) -> the places' summed loss."""
 
 
 def final_logits(config: Any) -> Callable[[Tensor], Tensor]:
@@ -31,29 +41,29 @@ def final_logits(config: Any) -> Callable[[Tensor], Tensor]:
     return finish
 
 
-class _ChunkedLoss(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
+    """Runs a measure over all places, a chunk at a time."""
+
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, heavy: Mapping[int, float], project: Callable[[Tensor], Tensor],
-                *trained: Tensor) -> Tensor:
-        wanted = [hidden_ND.requires_grad, *(weight.requires_grad for weight in trained)]
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    def forward(ctx: Any, hidden_ND: Tensor, measure: _Measure, project: Callable[[Tensor], Tensor], *trained: Tensor) -> Tensor:
+        wanted = any(tensor.requires_grad for tensor in (hidden_ND, *trained))
+        total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         hidden_gradient = torch.empty_like(hidden_ND)
         gradients = [torch.zeros_like(weight) for weight in trained]
-        for start in range(0, len(labels_N), _CHUNK):
-            chunk = hidden_ND[start: start + _CHUNK].detach().requires_grad_()
-            labels = labels_N[start: start + _CHUNK]
-            with torch.enable_grad():
+        for start in range(0, len(hidden_ND), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            chunk = hidden_ND[part].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
                 logits = project(chunk)
-            gradient = torch.empty_like(logits) if any(wanted) else None
-            total += _softmax_loss(logits.detach(), labels, gradient=gradient)
+            gradient = torch.empty_like(logits) if wanted else None
+            total += measure(part, logits.detach(), gradient)
             if gradient is not None:
-                for token, times in heavy.items():
-                    places = (labels == token).nonzero().squeeze(-1)
-                    gradient[places] = gradient[places] * times  # a few rows; weighing the whole matrix would pass over it once more
-                chunk_gradient, *rest = torch.autograd.grad(logits, [chunk, *trained], gradient)
-                hidden_gradient[start: start + _CHUNK] = chunk_gradient
-                for weight, part in zip(gradients, rest, strict=True):
-                    weight += part
+                # A row that the projection leaves out (new ones, in a KL) has no gradient.
+                chunk_gradient, *rest = torch.autograd.grad(logits, [chunk, *trained], gradient, allow_unused=True)
+                hidden_gradient[part] = chunk_gradient
+                for weight, one in zip(gradients, rest, strict=True):
+                    if one is not None:
+                        weight += one
         ctx.save_for_backward(hidden_gradient, *gradients)
         return total
 
@@ -61,7 +71,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, *rest = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, None, *(gradient * scale for gradient in rest)
+        return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, *(gradient * scale for gradient in rest)
+
+
+def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The measure's sum over all places; the head's trained parameters get gradients."""
+    # Weights of a loaded model ask for gradients by default; what counts is whether any are being taken.
+    trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad and torch.is_grad_enabled()]
+    total: Tensor = _Chunked.apply(hidden_ND, measure, project, *trained)  # type: ignore[no-untyped-call]  # torch's own
+    return total
 
 
 def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None) -> Tensor:
@@ -96,8 +114,91 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
             byte are made of.
     """
     places = (labels_T != IGNORE).nonzero().squeeze(-1)
-    # Weights of a loaded model ask for gradients by default; what counts is whether any are being taken.
-    trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad and torch.is_grad_enabled()]
-    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_TD.index_select(0, places), labels_T.index_select(0, places), heavy or {}, lambda chunk: finish(head(chunk)), *trained)
-    return loss
+    labels_N = labels_T.index_select(0, places)
+
+    def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
+        labels_n = labels_N[part]
+        nats = _softmax_loss(logits_nV, labels_n, gradient=gradient)
+        if gradient is not None:
+            for token, times in (heavy or {}).items():
+                rows = (labels_n == token).nonzero().squeeze(-1)
+                gradient[rows] = gradient[rows] * times  # a few rows; weighing the whole matrix would pass over it once more
+        return nats
+
+    return _summed(hidden_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head(chunk)))
+
+
+def summed_kl(student_TD: Tensor, teacher_TD: Tensor, places_T: Tensor, *, head: SplitHead, finish: Callable[[Tensor], Tensor],
+              teacher_head: Callable[[Tensor], Tensor] | None = None, kind: Divergence = "forward", temperature: float = 1.0,
+              share: float = 0.5) -> Tensor:
+    """Sum over places of the divergence between the original model's distribution and the student's, in nats.
+
+    Both are distributions over the original vocabulary: the student's logits are cut to it and normalised anew, so what it gives to new
+    tokens is neither asked for nor punished. Of the original P and the student Q:
+
+    - ``forward``: KL(P||Q). The student covers all that the original says.
+    - ``reverse``: KL(Q||P). The student says nothing that the original does not.
+    - ``mixed``: the generalised Jensen-Shannon divergence, ``b KL(P||M) + (1 - b) KL(Q||M)`` with ``M = b P + (1 - b) Q`` and b the
+      ``share``. Between both, and never more than ln 2 (arXiv 2306.13649).
+
+    Args:
+        student_TD: hidden states of a packed row, from the model that trains.
+        teacher_TD: hidden states of the same row, from the original model; nothing flows back into them.
+        places_T: true where the distributions of the next token are compared.
+        head: the student's head; its trained old rows get gradients.
+        finish: what follows the head, see ``final_logits``.
+        teacher_head: the original's own head. None: the old rows of ``head``, which are the original's unless they train.
+        temperature: both logits are divided by it. The sum is multiplied by its square, so that gradients stay as large as they were.
+        share: b of ``mixed``, above 0 and below 1.
+
+    Raises:
+        ValueError: a setting is out of range, or the old rows train and no ``teacher_head`` is given.
+    """
+    if kind not in ("forward", "reverse", "mixed") or not temperature > 0 or not 0 < share < 1:
+        raise ValueError(f"there is no divergence of kind '{kind}' at temperature {temperature} with share {share}")
+    if teacher_head is None and head.rows.old.requires_grad:
+        raise ValueError("the old rows of this head train, so they are not the original's: give a teacher_head")
+    original = teacher_head or head.original
+    places = places_T.nonzero().squeeze(-1)
+    teacher_ND = teacher_TD.detach().index_select(0, places)
+
+    def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            wanted_nV = finish(original(teacher_ND[part]))
+        return _divergence(logits_nV, wanted_nV, kind=kind, temperature=temperature, share=share, gradient=gradient)
+
+    return _summed(student_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head.original(chunk)))
+
+
+def _divergence(student_nV: Tensor, teacher_nV: Tensor, *, kind: Divergence, temperature: float, share: float,
+                gradient: Tensor | None) -> Tensor:
+    """Sum of the divergences of rows of logits, and their gradient with respect to the student's into ``gradient`` if one is given.
+
+    A few rows at a time, as in ``_softmax_loss``: the float32 copies that differences of logarithms need are never a whole chunk's.
+    With q the student's probabilities, a divergence ``sum q g`` whose g is ``log q - log m`` has the gradient ``q (g - sum q g)``; the
+    forward one has ``q - p``.
+    """
+    dtype = torch.promote_types(student_nV.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=student_nV.device)
+    rows = _CACHED_ROWS if student_nV.device.type == "cpu" else max(1, len(student_nV))
+    for start in range(0, len(student_nV), rows):
+        part = slice(start, start + rows)
+        log_q, log_p = (torch.log_softmax(logits[part].to(dtype) / temperature, -1) for logits in (student_nV, teacher_nV))
+        q = log_q.exp()
+        if kind == "forward":
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            slope = q.sub_(p)
+        else:
+            # For the mixture m the logarithm of b p + (1 - b) q is taken without leaving logarithms: both may be far below 1.
+            log_m = log_p if kind == "reverse" else torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+            weight = 1.0 if kind == "reverse" else 1 - share
+            ratio = log_q - log_m
+            inner = (q * ratio).sum(-1, keepdim=True)
+            total += weight * inner.sum()
+            if kind == "mixed":
+                total += share * (log_p.exp() * (log_p - log_m)).sum()
+            slope = ratio.sub_(inner).mul_(q).mul_(weight)
+        if gradient is not None:
+            gradient[part] = slope.mul_(temperature)  # 1 / temperature by the chain rule, times the square of it
+    return total * temperature**2
