@@ -24,7 +24,7 @@ from transllm.recipe.schema import Training, TrainStage
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import Checkpoints, EncodedRow, Interrupted, Rows, TrainReport, loop, train, write_rows
 from transllm.training.interrupts import Interrupts
-from transllm.training.loop import learning_rate
+from transllm.training.schedule import learning_rate
 
 STEPS = 6
 TIMES = {"seconds", "tokens_per_second", "memory_gib"}

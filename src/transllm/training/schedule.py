@@ -1,0 +1,56 @@
+"""What is learned when, and how fast: the plan of the steps, the learning rate of each, and the optimiser.
+
+Plan and rate are functions of the step alone, so that to go on is to know the step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from transllm.model.adapter import Adapted
+from transllm.recipe.schema import Training, TrainStage
+from transllm.training.packing import pack
+from transllm.training.rows import Rows
+
+
+def learning_rate(step: int, steps: int, stage: TrainStage) -> float:
+    """Linear warm-up, then a cosine down to ``min_learning_rate``; ``step`` counts from 0."""
+    warmup = max(1, round(stage.warmup * steps))
+    if step < warmup:
+        return stage.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    floor = stage.min_learning_rate
+    return stage.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def plan_steps(rows: Rows, stage: TrainStage, *, processes: int, seed: int) -> list[list[list[int]]]:
+    """The bins of each optimiser step, for the whole budget; rows are repeated in a new order where the budget needs it.
+
+    Every process computes the same plan and takes its share of each step.
+    """
+    per_step = max(1, round(stage.batch_tokens / stage.micro_tokens))
+    per_step = math.ceil(per_step / processes) * processes
+    lengths = rows.lengths.tolist()
+    bins: list[list[int]] = []
+    tokens, epoch = 0, 0
+    while tokens < stage.tokens:
+        for members in pack(lengths, capacity=stage.micro_tokens, seed=seed + epoch):
+            bins.append(members)
+            tokens += sum(lengths[row] for row in members)
+            if tokens >= stage.tokens:
+                break
+        epoch += 1
+    return [bins[start: start + per_step] for start in range(0, len(bins), per_step)]
+
+
+def make_optimizer(adapted: Adapted, stage: TrainStage, training: Training) -> torch.optim.AdamW:
+    """AdamW; embedding rows have a rate of their own and no decay: decay would pull rare tokens to zero."""
+    parameters = adapted.trainable()
+    rows = [parameter for name, parameter in parameters.items() if "lora_" not in name]
+    lora = [parameter for name, parameter in parameters.items() if "lora_" in name]
+    factor = (training.new_rows_learning_rate or stage.learning_rate) / stage.learning_rate
+    groups = [{"params": lora, "weight_decay": stage.weight_decay, "rate_factor": 1.0},
+              {"params": rows, "weight_decay": 0.0, "rate_factor": factor}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
