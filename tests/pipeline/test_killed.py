@@ -16,7 +16,7 @@ from transllm.pipeline import status
 
 STAGES = ("prepare", "extend", "pretrain", "bitext", "recover", "bridge", "finetune", "merge", "evaluate")
 TRAINED = ("pretrain", "bitext", "finetune")
-TIMES = {"seconds", "tokens_per_second", "memory_gib", "training_seconds", "seconds_per_answer"}
+TIMES = {"seconds", "tokens_per_second", "matrix_share", "memory_gib", "training_seconds", "seconds_per_answer"}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -12,26 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
-from transllm.files import JsonLines
 from transllm.lanes import lanes, lanes_for
 from transllm.model.adapter import Adapted
+from transllm.model.precision import matrix_flops
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
-from transllm.training.guards import refuse_not_a_number
-from transllm.training.interrupts import Interrupts
-from transllm.training.log import cut_log, last_loss, line_of
-from transllm.training.packing import batches_of
+from transllm.training.flops import Flops
+from transllm.training.guards import Guards, batch_of
+from transllm.training.interrupts import Interrupted, Interrupts
+from transllm.training.log import TrainLog, last_loss, line_of
 from transllm.training.rows import Rows
-from transllm.training.schedule import learning_rate, make_optimizer, plan_steps
+from transllm.training.schedule import learning_rate, make_optimizer, plan_steps, settings_digest
 from transllm.training.state import State
 from transllm.training.step import LossModule, gradients
-
-
-class Interrupted(KeyboardInterrupt):
-    """Stopped by the user; the state was saved."""
+from transllm.training.trackers import Trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +76,31 @@ def train(
         heavy: tokens whose labels count so many times in the gradient; see ``summed_cross_entropy``.
 
     Raises:
-        TrainingError: the loss is not a number (the batch is saved in ``folder``).
+        TrainingError: the loss is not a number (the batch is saved in ``folder``), or another of the guards stops it.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        MissingExtraError: a tracker's package is not installed.
+        OSError: the disk is full; the last good checkpoint is kept.
     """
     accelerator = Accelerator(cpu=adapted.device.type == "cpu")
     rank, world = accelerator.process_index, accelerator.num_processes
     plan = plan_steps(rows, stage, processes=world, seed=seed)
     torch.manual_seed(seed)
     optimizer = make_optimizer(adapted, stage, training)
-    digest = f"{rows.digest}-{seed}-{len(plan)}-{stage.batch_tokens}-{stage.micro_tokens}"
-    state = State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=digest)
+    state = State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=settings_digest(rows, stage, training, len(plan), seed))
     state.resume()
-    cut_log(folder / "log.jsonl", state.step)
-    module, optimizer = accelerator.prepare(LossModule(adapted, heavy or {}), optimizer)
+    flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
+    plain = LossModule(adapted, heavy or {})
+    module, optimizer = accelerator.prepare(plain, optimizer)
     module.train()
-    lengths = rows.lengths
+    guards = Guards(adapted, plain, training=training, folder=folder, progress=progress, name=label,
+                    movement=accelerator.distributed_type != DistributedType.DEEPSPEED)
     saved, interrupts = time.monotonic(), Interrupts()
     optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted in this process
     held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
     # Several processes average their gradients in backward(), which is not for several threads at once.
     width = lanes_for(module, bins=max(map(len, plan))) if world == 1 else 1
-    with (lanes(width) as run_lanes, JsonLines(folder / "log.jsonl") as log, interrupts.listen(),
+    trackers = Trackers(training.trackers if accelerator.is_main_process else (), folder=folder, step=state.step)
+    with (TrainLog(folder / "log.jsonl", step=state.step, trackers=trackers) as log, lanes(width) as run_lanes, interrupts.listen(),
           progress.task(label, stage.tokens, "tokens") as bar):
         bar.advance(state.tokens)
         try:
@@ -110,30 +111,36 @@ def train(
                 if state.step == len(plan):
                     break
                 started = time.monotonic()
-                bins = plan[state.step]
-                rate = learning_rate(state.step, len(plan), stage)
+                bins, rate = plan[state.step], learning_rate(state.step, len(plan), stage)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["rate_factor"]
-                mine = list(batches_of(rows, bins[rank::world], device=adapted.device))
-                done = gradients(module, mine, accelerator, adapted, run_lanes=run_lanes if width > 1 else None,
+                batch = batch_of(rows, bins[rank::world], step=state.step + 1, device=adapted.device)
+                done = gradients(module, batch.bins, accelerator, adapted, run_lanes=run_lanes if width > 1 else None,
                                  clip=training.clip_gradient)
-                refuse_not_a_number(done, bins, folder=folder, seed=seed)
-                tokens = int(sum(lengths[row] for members in bins for row in members))
-                loss = state.recent.loss_with(done)
+                leap = guards.before_update(batch, done, state)
+                lengths = rows.lengths_of(bins)
+                tokens = int(lengths.sum())
                 with interrupts.whole():
                     optimizer.step()
+                    guards.after_update()
                     optimizer.zero_grad(set_to_none=True)
-                    state.advance(tokens, done, time.monotonic() - started)
+                    state.advance(done, tokens=tokens, room=len(bins) * stage.micro_tokens, seconds=time.monotonic() - started,
+                                  flops=flops.of(lengths, done.labels))
+                    loss = state.recent.loss
+                    if leap is not None:
+                        log.write(leap)
                     if state.step % training.log_every == 0 or state.step == len(plan):
-                        log.write(line_of(state, steps=len(plan), rate=rate, norm=done.norm))
+                        log.write(line_of(state, steps=len(plan), rate=rate, norm=done.norm, matrix_flops=matrix))
                 bar.advance(tokens, f"loss {loss:.3f}")
                 if time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan):
-                    state.save(accelerator)
+                    with interrupts.whole():
+                        state.save(accelerator)
                     saved = time.monotonic()
         except KeyboardInterrupt as error:
-            state.save(accelerator)
-            raise Interrupted from error
-    room = sum(len(bins) for bins in plan) * stage.micro_tokens
+            file = state.save(accelerator)
+            where = f"step {state.step} of {len(plan)} of '{label}'"
+            raise Interrupted(f"Stopped by {interrupts.name} after {where}, which is saved{f' in {file}' if file else ''}.",
+                              interrupts.number) from error
     return TrainReport(
-        steps=len(plan), tokens=state.tokens, labels=state.labels, seconds=state.seconds, padding=1 - state.tokens / room,
+        steps=len(plan), tokens=state.tokens, labels=state.labels, seconds=state.seconds, padding=1 - state.tokens / state.room,
         epochs=state.tokens / rows.tokens, loss=last_loss(folder / "log.jsonl"))

@@ -5,12 +5,14 @@ Plan and rate are functions of the step alone, so that to go on is to know the s
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 
 import torch
 
 from transllm.model.adapter import Adapted
-from transllm.recipe.schema import Training, TrainStage
+from transllm.recipe.schema import HARMLESS, Training, TrainStage
 from transllm.training.packing import pack
 from transllm.training.rows import Rows
 
@@ -43,6 +45,12 @@ def plan_steps(rows: Rows, stage: TrainStage, *, processes: int, seed: int) -> l
                 break
         epoch += 1
     return [bins[start: start + per_step] for start in range(0, len(bins), per_step)]
+
+
+def settings_digest(rows: Rows, stage: TrainStage, training: Training, steps: int, seed: int) -> str:
+    """Digest of all that decides what the steps do; a checkpoint of another is not gone on from."""
+    settings = {"stage": stage.model_dump(), "training": training.model_dump(exclude=set(HARMLESS)), "steps": steps, "seed": seed}
+    return f"{rows.digest}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def make_optimizer(adapted: Adapted, stage: TrainStage, training: Training) -> torch.optim.AdamW:

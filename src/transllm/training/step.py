@@ -51,6 +51,11 @@ class StepDone:
     n_bytes: int
     norm: float
 
+    @property
+    def loss(self) -> float:
+        """Mean nats a label."""
+        return self.nats / max(1, self.labels)
+
 
 def gradients(module: nn.Module, mine: Sequence[Packed], accelerator: Accelerator, adapted: Adapted, *, run_lanes: Lanes | None,
               clip: float) -> StepDone:
