@@ -55,13 +55,13 @@ class Movement:
         self._steps += 1
         moved = (_bits(self._trained.values()) != self._trained_bits).tolist()
         self._trained_bits = None
-        learned = _learned(self._trained.values())
-        stuck = [name for name, has, did in zip(self._trained, learned, moved, strict=True) if has and not did]
+        largest = _largest_gradients(self._trained.values())
+        stuck = [name for name, value, did in zip(self._trained, largest, moved, strict=True) if value > _TINY and not did]
         if stuck:
             raise TrainingError(f"{some(stuck)} had a gradient in step {self._steps} but did not change: the optimiser does not hold what "
                                 "the model trains, or the learning rate is lost in rounding. Raise the learning rate; if that is no "
                                 "remedy, please report it.")
-        self._pending -= {name for name, has in zip(self._trained, learned, strict=True) if has}
+        self._pending -= {name for name, value in zip(self._trained, largest, strict=True) if value > 0}
         unconnected = [name for name in sorted(self._pending) if self._trained[name].grad is None]
         idle = unconnected or (sorted(self._pending - self._may_wait) if self._steps == 2 else [])
         if idle:
@@ -94,10 +94,10 @@ def _sum(tensor: Tensor) -> Tensor:
     raise AssertionError("every tensor is made of bytes")
 
 
-def _learned(parameters: Iterable[nn.Parameter]) -> list[bool]:
-    """Whether each has a gradient worth a step."""
+def _largest_gradients(parameters: Iterable[nn.Parameter]) -> list[float]:
+    """The largest absolute gradient of each; 0 where there is none."""
     gradients = [None if parameter.grad is None else _local(parameter.grad) for parameter in parameters]
-    return [gradient is not None and gradient.numel() > 0 and bool(gradient.abs().max() > _TINY) for gradient in gradients]
+    return [0.0 if gradient is None or not gradient.numel() else float(gradient.abs().max()) for gradient in gradients]
 
 
 def _local(tensor: Tensor) -> Tensor:
