@@ -146,7 +146,7 @@ def make_folders(make_chat_model: Callable[..., PreTrainedModel], make_extended:
 def make_training() -> Callable[..., Training]:
     """Training settings with a small adapter."""
     def make(*, dropout: float = 0.0, r: int = 4, **settings: Any) -> Training:
-        values: dict[str, Any] = {"log_every": 1, **settings}
+        values: dict[str, Any] = {"log_every": 1, "trackers": [], **settings}
         return Training(lora=Lora(r=r, alpha=2 * r, dropout=dropout), **values)
 
     return make

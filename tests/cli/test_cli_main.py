@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from transllm.cli import app, run
-from transllm.cli.app import STOPPED
 from transllm.errors import ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +105,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error,code,expected", [
-    (KeyboardInterrupt(), STOPPED, "Stopped. Run the same command again to go on."),
+    (KeyboardInterrupt(), 130, "Stopped. Run the same command again to go on."),
     (OSError(28, "No space left on device", "/runs/x/model.safetensors"), 1, "The disk is full (/runs/x/model.safetensors)."),
     (OSError(28, "No space left on device"), 1, "The disk is full."),
     (PermissionError(13, "Permission denied", "/runs"), 1, "'/runs' may not be read or written"),

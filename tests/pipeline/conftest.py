@@ -128,7 +128,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
         "data": {"parallel": [{"files": "pairs.tsv", "columns": [0, 1], "licence": "CC0-1.0"}], "held_out": 0.1, "development": 0.05},
         # The toy English says nothing of program text, which a tokenizer of 500 tokens cuts otherwise.
         "extend": {"vocab_size": 40, "min_count": 3, "min_identical": 0.0},
-        "training": {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}, "precision": "float32", "checkpoint_minutes": 0.0001, "log_every": 1},
+        "training": {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}, "precision": "float32", "checkpoint_minutes": 0.0001, "log_every": 1,
+                     "trackers": []},
         "pretrain": dict(training), "bitext": {**training, "tokens": 6000, "replay": 0.1}, "finetune": {**training, "sequence_length": 128},
         "recover": {"prompts": [{"files": "prompts.txt"}, "self"], "count": 15, "max_new_tokens": 16, "batch_size": 2},
         "bridge": {"check_language": False, "min_length_ratio": 0.001, "max_length_ratio": 10000, "max_repeats": 100000, "batch_size": 3},

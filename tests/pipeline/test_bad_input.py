@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ STAGES = ("prepare", "extend", "pretrain", "bitext", "recover", "bridge", "finet
 
 
 def _wrong(done: Any, *wanted: str) -> None:
-    assert done.code not in (0, 130) and done.code > 0, done
+    assert done.code not in (0, 130, 143) and done.code > 0, done
     assert "Traceback" not in done.err and "This is a bug" not in done.err, done.err
     message = done.err[done.err.index("error: "):].strip()
     for words in wanted:
@@ -198,3 +200,37 @@ def test_file_that_may_not_grow(finished: Any, home: Any, cli: Any, tmp_path: Pa
     assert not (run / stage / "manifest.json").exists()
     done = cli("run", home.recipe, "--runs", tmp_path, "--until", stage)
     assert done.code == 0 and done.err.count("done already") == STAGES.index(stage), done.err
+
+
+def test_no_room_for_a_checkpoint(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """The disk is full when a later checkpoint is written: the one before is named, kept, and gone on from."""
+    run = finished.copy(tmp_path, without=STAGES[2:])
+    folder = run / "pretrain" / "checkpoints"
+    command = cli.start("run", home.recipe, "--runs", tmp_path, "--until", "pretrain")
+    assert command.until(lambda: len(list(folder.glob("step-*.pt"))) >= 2)
+    command.signal(signal.SIGINT)
+    assert command.wait().code == 130
+    newest = max(folder.glob("step-*.pt"))
+    size = newest.stat().st_size
+    assert (run / "pretrain" / "log.jsonl").stat().st_size < size // 4, "only a checkpoint meets the limit"
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", "pretrain", file_limit=size - 2048)
+    _wrong(done, f"The last good checkpoint is {newest.name} (step {int(newest.stem[5:])}); training goes on from it.")
+    assert max(folder.glob("step-*.pt")) == newest and not list(folder.glob(".*"))
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", "pretrain")
+    assert done.code == 0, done.err
+    log, expected = ([{key: line[key] for key in ("step", "loss") if key in line} for line in map(json.loads, path.open())]
+                     for path in (run / "pretrain" / "log.jsonl", finished.folder / "pretrain" / "log.jsonl"))
+    assert log == expected
+
+
+def test_trackers(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """Another set of trackers is the same training; a wrong name and a missing package are told before any work."""
+    run = finished.copy(tmp_path)
+    done = cli("run", home.recipe, "--runs", tmp_path, "--set", "training.trackers=[tensorboard]", "--until", "finetune")
+    assert done.code == 0 and done.err.count("done already") == 7, done.err
+    _wrong(cli("run", home.recipe, "--runs", tmp_path, "--set", "training.trackers=[tensorbord]"), "Did you mean 'tensorboard'?")
+    if importlib.util.find_spec("mlflow") is None:
+        _wrong(cli("run", home.recipe, "--runs", tmp_path, "--set", "training.trackers=[mlflow]"), "pip install 'transllm[mlflow]'")
+    done = cli("run", home.recipe, "--runs", tmp_path, "--from", "pretrain", "--until", "pretrain", "--set",
+               "training.trackers=[tensorboard]")
+    assert done.code == 0 and len(list((run / "pretrain" / "tensorboard").glob("events.*"))) == 1, done.err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 import signal
 import time
@@ -16,7 +18,7 @@ from transllm.pipeline import status
 
 STAGES = ("prepare", "extend", "pretrain", "bitext", "recover", "bridge", "finetune", "merge", "evaluate")
 TRAINED = ("pretrain", "bitext", "finetune")
-TIMES = {"seconds", "tokens_per_second", "memory_gib", "training_seconds", "seconds_per_answer"}
+TIMES = {"seconds", "tokens_per_second", "matrix_share", "memory_gib", "training_seconds", "seconds_per_answer"}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -180,12 +182,41 @@ def test_self_prompting_goes_on_where_it_was(home: Any, cli: Any, tmp_path: Path
     assert _lines(tmp_path / "undisturbed" / "tiny" / "recover" / "candidates.jsonl") == rows
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "recover", "bridge", "evaluate"])
-def test_ctrl_c(finished: Any, home: Any, cli: Any, tmp_path: Path, stage: str) -> None:
+def test_killed_at_random(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    """At any moment of a training stage: while it loads, inside a step, while a checkpoint or the log is written."""
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("bitext"):])
+    moments, killed = random.Random(11), 0
+    for _ in range(12):
+        command = cli.start("run", home.recipe, "--runs", tmp_path, "--until", "bitext")
+        begun = time.monotonic()
+        wait = moments.uniform(0.05, 1.2)
+        if not command.until(lambda begun=begun, wait=wait: time.monotonic() - begun > wait):
+            assert command.wait().code == 0
+            break
+        command.signal(signal.SIGKILL)
+        killed += command.wait().code == -signal.SIGKILL
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", "bitext")
+    assert done.code == 0 and killed, done.err
+    for left in run.rglob(".*.tmp"):  # what a kill leaves of a file that was being written; no more than one a kill
+        killed -= 1
+        left.unlink()
+    assert killed >= 0
+    _same(run, "bitext", finished)
+
+
+@pytest.mark.parametrize(("stage", "number"), [
+    ("pretrain", signal.SIGINT), ("recover", signal.SIGINT), ("bridge", signal.SIGINT), ("evaluate", signal.SIGINT),
+    ("prepare", signal.SIGTERM), ("bitext", signal.SIGTERM), ("recover", signal.SIGTERM)])
+def test_ctrl_c_and_preemption(finished: Any, home: Any, cli: Any, tmp_path: Path, stage: str, number: signal.Signals) -> None:
     run = finished.copy(tmp_path, without=STAGES[STAGES.index(stage):])
-    done = _stop(cli, home.recipe, tmp_path, stage, signal.SIGINT, _halfway(run / stage, stage))
-    assert done.code == 130
-    assert "Traceback" not in done.err and "Stopped. Run the same command again to go on." in done.err
+    done = _stop(cli, home.recipe, tmp_path, stage, number, _halfway(run / stage, stage))
+    assert done.code == 128 + number
+    assert "Traceback" not in done.err and done.err.rstrip().endswith("Run the same command again to go on."), done.err
+    assert ("Stopped by SIGTERM" in done.err) == (number == signal.SIGTERM), done.err
+    assert not list(run.rglob(".*.tmp")), "half-written files are put away"
+    if stage in TRAINED:
+        (named,) = re.findall(r"which is saved in (\S+\.pt)\.", done.err)
+        assert Path(named).exists() and re.search(rf"after step {int(Path(named).stem[5:])} of \d+ of '{stage}'", done.err), done.err
     done = cli("run", home.recipe, "--runs", tmp_path, "--until", stage)
     assert done.code == 0, done.err
     _same(run, stage, finished)

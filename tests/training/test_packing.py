@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transllm.errors import TrainingError
 from transllm.recipe.schema import TrainStage
 from transllm.training import IGNORE, EncodedRow, batches_of, pack, write_rows
-from transllm.training.loop import plan_steps
 from transllm.training.rows import Rows
+from transllm.training.schedule import plan_steps
 
 CAPACITY = 64
 

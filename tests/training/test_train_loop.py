@@ -14,50 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from transllm.errors import TrainingError
 from transllm.files import read_jsonl
-from transllm.model import Adapted, attach
+from transllm.model import Adapted
 from transllm.progress import Silent
 from transllm.recipe.schema import Training, TrainStage
-from transllm.tokenizer import SpanTokenizer
 from transllm.training import Checkpoints, EncodedRow, Interrupted, Rows, TrainReport, loop, train, write_rows
 from transllm.training.interrupts import Interrupts
-from transllm.training.loop import learning_rate
+from transllm.training.schedule import learning_rate
 
 STEPS = 6
-TIMES = {"seconds", "tokens_per_second", "memory_gib"}
+TIMES = {"seconds", "tokens_per_second", "matrix_share", "memory_gib"}
 
 
 def _stage(**settings: Any) -> TrainStage:
     return TrainStage.model_validate({"tokens": STEPS * 128, "batch_tokens": 128, "micro_tokens": 64, "sequence_length": 32,
                                       "learning_rate": 0.02, "warmup": 0.2, **settings})
-
-
-@pytest.fixture(scope="module")
-def rows(tiny_spans: SpanTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    """Rows of 16 tokens of a few old and all new ids, so that every bin of 64 is full and every step sees 128 tokens."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for number in range(60):
-        ids = torch.randint(0, 20, (16,), generator=generator)
-        ids[3::5] = tiny_spans.original_size + number % (tiny_spans.size - tiny_spans.original_size)
-        made.append(EncodedRow(ids.tolist(), [False, *[place % 7 != 2 for place in range(15)]], 40))
-    return write_rows(made, tmp_path_factory.mktemp("rows"))
-
-
-@pytest.fixture
-def adapt(make_extended: Callable[..., PreTrainedModel], make_training: Callable[..., Training],
-          tiny_spans: SpanTokenizer) -> Callable[..., Adapted]:
-    def make(kind: str = "tied", *, dtype: torch.dtype = torch.float32, **settings: Any) -> Adapted:
-        torch.manual_seed(3)
-        adapted = attach(make_extended(kind), original_size=tiny_spans.original_size, size=tiny_spans.size,
-                         training=make_training(**settings), dtype=dtype)
-        adapted.quicken()
-        return adapted
-
-    return make
 
 
 def _train(adapted: Adapted, rows: Rows, folder: Path, training: Training, *, stage: TrainStage | None = None, progress: Any = None,
@@ -112,7 +85,8 @@ def test_it_learns_and_reports(adapt: Callable[..., Adapted], make_training: Cal
     # A step has 8 rows of 12 labels (3 of 15 places are not trained) and 40 bytes.
     assert steps[0]["bits_per_byte"] == pytest.approx(steps[0]["loss"] * 8 * 13 / math.log(2) / (8 * 40), rel=1e-6)
     assert steps[0].keys() >= {"step", "steps", "tokens", "loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second",
-                               "seconds", "memory_gib"}
+                               "matrix_share", "padding", "seconds", "memory_gib"}
+    assert all(0 < line["matrix_share"] < 1 and line["padding"] == 0.0 for line in steps)
     assert steps[4]["tokens"] == 5 * 128
     assert [(line["step"], line["held_out_bits_per_byte"]) for line in lines if "loss" not in line] == [(0, 3.0), (15, 2.0), (30, 1.0)]
     assert (report.steps, report.tokens, report.labels) == (30, 30 * 128, 30 * 8 * 13)
@@ -214,9 +188,9 @@ def test_the_same_model_can_go_on_after_an_interrupt(adapt: Callable[..., Adapte
 def test_signals_stop_it_and_are_given_back(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
                                             tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=r"after step 2 of 6 of 'test', which is saved in .*step-00000002\.pt\.$") as caught:
         _train(adapt(), rows, tmp_path, make_training(), progress=_StopAfter(2, lambda: os.kill(os.getpid(), number)))
-    assert signal.getsignal(number) is before
+    assert caught.value.number == number and signal.getsignal(number) is before
     assert Checkpoints(tmp_path / "checkpoints").latest()["step"] == 2  # type: ignore[index]
 
 
@@ -226,6 +200,41 @@ def test_a_signal_waits_for_what_is_done_as_a_whole() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         done.append(1)
     assert done == [1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_disturb_the_saving(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
+                                                     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    save, seen = torch.save, []
+
+    def slow(state: object, path: Path) -> None:
+        os.kill(os.getpid(), number)
+        seen.append(path)
+        save(state, path)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(torch, "save", slow)
+    with pytest.raises(Interrupted):
+        _train(adapt(), rows, tmp_path, make_training(), progress=_StopAfter(2, lambda: os.kill(os.getpid(), number)))
+    assert len(seen) == 1
+    assert Checkpoints(tmp_path / "checkpoints").latest()["step"] == 2  # type: ignore[index]
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(
+        adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    save, seen = torch.save, []
+
+    def slow(state: object, path: Path) -> None:
+        seen.append(path)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", slow)
+    with pytest.raises(Interrupted) as caught:
+        _train(adapt(), rows, tmp_path, make_training(checkpoint_minutes=1e-9))
+    assert caught.value.number == signal.SIGTERM and Checkpoints(tmp_path / "checkpoints").latest()["step"] == 3  # type: ignore[index]
 
 
 def test_a_kill_between_checkpoints(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
@@ -255,15 +264,31 @@ def test_a_kill_between_checkpoints(adapt: Callable[..., Adapted], make_training
 
 
 def test_a_checkpoint_of_other_rows_is_not_used(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
-                                                tmp_path: Path) -> None:
+                                                tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Interrupted):
         _train(adapt(), rows, tmp_path / "run", make_training(), progress=_StopAfter(3, _ctrl_c))
     other = write_rows([rows.row(number) for number in range(40)], tmp_path / "rows")
     fresh, expected = adapt(), adapt()
     _train(fresh, other, tmp_path / "run", make_training())
+    assert "The checkpoint of step 3 was made with other rows or settings" in caplog.text
     _train(expected, other, tmp_path / "straight", make_training())
     _assert_same(fresh, expected)
     assert _log(tmp_path / "run") == _log(tmp_path / "straight")
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
+                                                    tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for settings, stage, begins in (({"clip_gradient": 0.5}, {}, 1), ({}, {"learning_rate": 0.01}, 1), ({"log_every": 2}, {}, 4)):
+        folder = tmp_path / str(len(caplog.records))
+        with pytest.raises(Interrupted):
+            _train(adapt(), rows, folder, make_training(), progress=_StopAfter(3, _ctrl_c))
+        caplog.clear()
+        done = []
+        adapted = adapt()
+        adapted.base.get_decoder().register_forward_hook(lambda *_, done=done: done.append(1))  # type: ignore[misc]
+        _train(adapted, rows, folder, make_training(**settings), stage=_stage(**stage))
+        assert len(done) == 2 * (STEPS + 1 - begins) and bool(caplog.records) == (begins == 1), settings
+        shutil.rmtree(folder)
 
 
 def test_not_a_number_stops_and_names_the_rows(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
@@ -274,10 +299,10 @@ def test_not_a_number_stops_and_names_the_rows(adapt: Callable[..., Adapted], ma
         with torch.no_grad():
             next(iter(adapted.trainable().values()))[0, 0] = math.nan
 
-    with pytest.raises(TrainingError, match=r"not_a_number\.json"):
+    with pytest.raises(TrainingError, match=r"Weights were not numbers before the step: .*not_a_number\.json"):
         _train(adapted, rows, tmp_path, make_training(), progress=_StopAfter(2, spoil))
     named = json.loads((tmp_path / "not_a_number.json").read_text())
-    assert len(named["rows"]) == 2 and all(0 <= row < 60 for members in named["rows"] for row in members)
+    assert named["step"] == 3 and named["weights"] == [next(iter(adapted.trainable()))]
     assert [line["step"] for line in _log(tmp_path)] == [1, 2]
     assert Checkpoints(tmp_path / "checkpoints").latest() is None, "nothing that is not a number is kept"
 
@@ -306,12 +331,33 @@ def test_several_bins_are_one_big_batch(adapt: Callable[..., Adapted], make_trai
 
 def test_small_updates_are_not_lost_beside_bfloat16(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
                                                     tmp_path: Path) -> None:
-    adapted = adapt(dtype=torch.bfloat16)
-    before = {name: tensor.clone() for name, tensor in adapted.state().items()}
-    _train(adapted, rows, tmp_path, make_training(), stage=_stage(learning_rate=1e-6))
-    for name, tensor in adapted.state().items():
-        moved = (tensor != before[name]).float().mean()
-        assert moved > 0.5, f"{name}: {moved:.2f} of the weights moved"
+    """Forty steps of 2e-6, a two-hundredth of what bfloat16 can tell apart at 0.1: they add up as in float32, and are lost if the trained
+    numbers are kept in bfloat16, which is tried too."""
+    class Rounding(Silent):
+        def __init__(self, adapted: Adapted | None) -> None:
+            self._adapted = adapted
+
+        def advance(self, n: float, note: str = "") -> None:
+            for parameter in self._adapted.trainable().values() if self._adapted is not None else ():
+                parameter.data = parameter.data.bfloat16().float()
+
+        @contextlib.contextmanager
+        def task(self, label: str, total: float, unit: str) -> Iterator[Rounding]:
+            yield self
+
+    stage = _stage(tokens=40 * 128, learning_rate=2e-6, weight_decay=0.0)
+    moved = {}
+    for name, dtype, rounded in (("float32", torch.float32, False), ("bfloat16", torch.bfloat16, False), ("lost", torch.bfloat16, True)):
+        adapted = adapt(dtype=dtype)
+        before = {key: tensor.bfloat16().float() if rounded else tensor.clone() for key, tensor in adapted.state().items()}
+        _train(adapted, rows, tmp_path / name, make_training(), stage=stage, progress=Rounding(adapted if rounded else None))
+        # LoRA's B starts at zero, where bfloat16 is as fine as one likes.
+        moved[name] = torch.cat([(tensor - before[key]).flatten() for key, tensor in adapted.state().items() if "lora_B" not in key])
+    length = {name: float(difference.norm()) for name, difference in moved.items()}
+    assert length["float32"] > 5e-4
+    assert torch.cosine_similarity(moved["bfloat16"], moved["float32"], dim=0) > 0.9
+    assert length["bfloat16"] == pytest.approx(length["float32"], rel=0.1)
+    assert (moved["lost"] == 0).float().mean() > 0.9, "the control: what it would be without float32"
 
 
 def test_the_mode_after_held_out_is_training_again(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,

@@ -2,16 +2,20 @@
 
 What the user can mend is one message on the standard error, without a traceback, and an exit code that is not 0. Anything
 else is a bug of ours: the traceback is shown, with a word on what to do with it.
+
+Exit codes: 0 done; 1 an error; 2 a recipe or a command line that is wrong; 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM, as a scheduler
+sends it before it takes the machine away: what is finished is saved, and the same command goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +25,12 @@ from transllm.cli import chat, check, extend, init, inspect, plan, report, run, 
 from transllm.cli.console import fail
 from transllm.errors import TransLLMError
 
-STOPPED = 130
+
+class Terminated(SystemExit):
+    """SIGTERM came. No KeyboardInterrupt, which *chat* takes for a word to itself."""
+
+
+_GO_ON = "Run the same command again to go on."
 
 
 class Verbs(TyperGroup):
@@ -37,9 +46,12 @@ def _told(*, debug: bool) -> Iterator[None]:
     """Tell errors that the user can mend in words; let bugs through, and everything with ``debug``."""
     try:
         yield
-    except KeyboardInterrupt:
-        fail("Stopped. Run the same command again to go on.", prefix="")
-        raise typer.Exit(STOPPED) from None
+    except KeyboardInterrupt as stopped:  # a training's own says what is saved, and which signal it was
+        fail(f"{str(stopped) or 'Stopped.'} {_GO_ON}", prefix="")
+        raise typer.Exit(128 + getattr(stopped, "number", signal.SIGINT)) from None
+    except Terminated:
+        fail(f"Stopped by SIGTERM; finished work is kept. {_GO_ON}", prefix="")
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except TransLLMError as error:
         if debug:
             raise
@@ -49,7 +61,7 @@ def _told(*, debug: bool) -> Iterator[None]:
         # EPIPE is typer's own business; an error that names no file is no user's.
         if debug or error.errno == errno.EPIPE or (error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
-        fail(_disk(error))
+        fail(" ".join([_disk(error), *getattr(error, "__notes__", ())]))
         raise typer.Exit(1) from None
 
 
@@ -105,8 +117,14 @@ app.add_typer(inspect.app, name="inspect")
 app.command("report")(report.report)
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a scheduler that repeats itself must not disturb what is put in order now
+    raise Terminated(128 + number)
+
+
 def main() -> None:
     """Entry point of the ``transllm`` command."""
-    # The hook is set by the program, not by an import: whoever imports the library keeps their own.
+    # Hook and handler are set by the program, not by an import: whoever imports the library keeps their own.
     sys.excepthook = _bug
+    signal.signal(signal.SIGTERM, _terminate)
     typer.main.get_command(app)(prog_name="transllm")

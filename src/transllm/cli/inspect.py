@@ -59,14 +59,24 @@ def batch(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="A training stage: pretrain, bitext or finetune.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    failed: Annotated[bool, typer.Option("--failed", help="The step at which NaN, or a leap of the loss, stopped training.")] = False,
 ) -> None:
     """Show rows of a training stage with their loss mask: what is learned is green and underlined, or in ⟦brackets⟧ off a terminal."""
     run_folder(run)
-    from transllm.pipeline import inspect_rows
+    from transllm.pipeline import inspect_failed, inspect_rows
 
     console = out()
-    for number, pieces in enumerate(inspect_rows(run, stage, rows), 1):
+    if failed:
+        noted, shown = inspect_failed(run, stage)
+        for key, value in noted.items():
+            console.print(f"{key}: {value}", style="bold", markup=False)
+        named = shown[:rows]
+    else:
+        named = [(f"row {number}", pieces) for number, pieces in enumerate(inspect_rows(run, stage, rows), 1)]
+    for name, pieces in named:
         learned = sum(trained for _, trained in pieces)
-        console.print(f"row {number}: {len(pieces)} tokens, {learned} learned ({learned / max(1, len(pieces)):.0%})", style="bold")
+        console.print(f"{name}: {len(pieces)} tokens, {learned} learned ({learned / max(1, len(pieces)):.0%})", style="bold")
         console.print(mask_line(pieces, colour=console.is_terminal))
         console.print()
+    if failed and len(shown) > rows:
+        console.print(f"{len(shown) - rows} more rows: --rows {len(shown)}", style="dim")

@@ -39,3 +39,22 @@ def compute_dtype(precision: Literal["auto", "float32", "bfloat16"], device: tor
     if precision == "auto":
         return torch.bfloat16 if _bfloat16_gains(device.type) else torch.float32
     return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def measure_tflops(dtype: torch.dtype, *, seconds: float = 2.0) -> float:
+    """Speed of a large matrix product on the default device, in 10¹² FLOPs a second; takes ``seconds``."""
+    device = default_device()
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    (left @ right).sum().item()  # the first product pays for packing; .item() waits for it
+    products, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        (left @ right)[0, 0].item()
+        products += 1
+    return 2 * size**3 * products / spent / 1e12
+
+
+@functools.cache
+def matrix_flops(dtype: torch.dtype) -> float:
+    """FLOPs a second of a large matrix product on the default device, measured once a process in a quarter of a second."""
+    return measure_tflops(dtype, seconds=0.25) * 1e12

@@ -1,6 +1,6 @@
 """The stages: each one a function, folders in, one folder out; and what runs, plans and shows them."""
 
-from transllm.pipeline.inspect import inspect_rows
+from transllm.pipeline.inspect import inspect_failed, inspect_rows
 from transllm.pipeline.plan import Plan, plan
 from transllm.pipeline.run import Run, StageStatus, status, transform
 from transllm.pipeline.stage import Context, Result, Stage
@@ -20,6 +20,7 @@ __all__ = [
     "StageStatus",
     "Task",
     "extend_model",
+    "inspect_failed",
     "inspect_rows",
     "plan",
     "status",

@@ -19,13 +19,10 @@ Figures are estimates of the right size, not promises: answers' lengths are unkn
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from transllm.model.precision import compute_dtype, default_device
+from transllm.model.precision import compute_dtype, default_device, measure_tflops
 from transllm.pipeline.shape import Shape, shape_of
 from transllm.recipe.schema import Recipe, TrainStage
 
@@ -120,19 +117,6 @@ def plan(recipe: Recipe, *, config: Path | None = None, parameters: float | None
         f"Answers are {_ANSWER_TOKENS[0]} to {_ANSWER_TOKENS[1]} tokens long (less where the recipe's limit is); prompts {_PROMPT_TOKENS}.",
         "The time of prepare, of downloads and of start-up is not counted; disk is without caches of models and data.",
     ))
-
-
-def measure_tflops(dtype: torch.dtype, *, seconds: float = 2.0) -> float:
-    """Speed of a large matrix product on the default device, in 10¹² FLOPs a second; takes ``seconds``."""
-    device = default_device()
-    size = 1024 if device.type == "cpu" else 8192
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    (left @ right).sum().item()  # the first product pays for packing; .item() waits for it
-    products, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        (left @ right)[0, 0].item()
-        products += 1
-    return 2 * size**3 * products / spent / 1e12
 
 
 class _Estimate:

@@ -23,6 +23,7 @@ from transllm.progress import Progress, Silent
 from transllm.recipe import check_recipe, dump_recipe, load_recipe, movable
 from transllm.recipe.schema import Recipe
 from transllm.report import build_report
+from transllm.training.trackers import require
 
 State = Literal["done", "stale", "unfinished", "waiting"]
 
@@ -73,10 +74,12 @@ def transform(
     Raises:
         RecipeError: the recipe has problems.
         RunError: the folder belongs to another recipe or another process is at work in it.
+        MissingExtraError: a tracker's package is not installed.
     """
     problems = check_recipe(recipe)
     if problems:
         raise RecipeError(problems, where=recipe.name)
+    require(recipe.training.trackers)
     progress = progress or Silent()
     chosen = _chosen(until, start)
     folder = runs / recipe.name

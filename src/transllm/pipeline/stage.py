@@ -25,14 +25,12 @@ import psutil
 from transllm.files import DiskErrors, write_json
 from transllm.progress import Progress
 from transllm.recipe import movable, resolved
-from transllm.recipe.schema import Recipe
+from transllm.recipe.schema import HARMLESS, Recipe
 from transllm.tcot import Renderer
 from transllm.tokenizer import SpanTokenizer
 
 MANIFEST = "manifest.json"
 _STARTED = "started.json"
-# Settings that change how work is done but not its result; they do not make a finished stage stale.
-_HARMLESS = {"checkpoint_minutes", "log_every", "batch_size"}
 
 
 @dataclass
@@ -196,5 +194,5 @@ class PeakMemory:
 
 def _without_harmless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_harmless(inner) for key, inner in value.items() if key not in _HARMLESS}
+        return {key: _without_harmless(inner) for key, inner in value.items() if key not in HARMLESS}
     return value

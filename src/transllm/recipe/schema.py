@@ -125,6 +125,12 @@ class Lora(Section):
     """How many times the learning rate of A the matrices B get (LoRA+, arXiv 2402.12354, which suggests 16 and a lower rate for A)."""
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike"}
+"""Settings that change how work is done but not its result; they do not make a finished stage stale, nor a checkpoint another's."""
+
+
 class Training(Section):
     """What the three training stages share."""
 
@@ -152,6 +158,11 @@ class Training(Section):
     """A kill loses at most so much work."""
     log_every: Count = 10
     """Steps between two lines of the log."""
+    trackers: list[Tracker] = ["tensorboard"]
+    """Who else gets the numbers of the log. TensorBoard's files lie in the stage's folder (``tensorboard --logdir runs/NAME``); the others
+    are extras: ``pip install 'transllm[wandb]'``. ``[]``: nobody."""
+    stop_on_spike: bool = False
+    """Stop where a step's loss leaps far above that of the steps before (see training/guards.py) and save its batch. False: only tell."""
 
     @property
     def trains_old_rows(self) -> bool:

@@ -1,7 +1,8 @@
 """One training loop for every stage: encoded rows, packing, loss, checkpoints."""
 
 from transllm.training.checkpoint import Checkpoints
-from transllm.training.loop import Interrupted, TrainReport, train
+from transllm.training.interrupts import Interrupted
+from transllm.training.loop import TrainReport, train
 from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy, summed_kl
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import EncodedRow, Rows, write_rows

@@ -9,11 +9,38 @@ from collections.abc import Iterator
 from types import FrameType
 
 
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal; the state was saved.
+
+    Attributes:
+        number: the signal. The command line exits with 128 + this.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class Interrupts:
-    """While entered, both signals raise KeyboardInterrupt, but wait until a ``whole()`` block is done."""
+    """While entered, the first signal raises KeyboardInterrupt, but waits until a ``whole()`` block is done.
+
+    All that come after it are ignored: who presses Ctrl-C again and again, or a scheduler that repeats itself, must not disturb the
+    saving that the first one began. SIGKILL is left for who does not want to wait.
+    """
 
     def __init__(self) -> None:
-        self._whole = self._waiting = False
+        self._number: int | None = None
+        self._whole = False
+
+    @property
+    def number(self) -> int:
+        """The signal that came; SIGINT where none did and KeyboardInterrupt was raised by other means."""
+        return signal.SIGINT if self._number is None else self._number
+
+    @property
+    def name(self) -> str:
+        """The signal as people call it."""
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
@@ -36,11 +63,12 @@ class Interrupts:
             yield
         finally:
             self._whole = False
-        if self._waiting:
-            self._waiting = False
+        if self._number is not None:
             raise KeyboardInterrupt
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self._number is not None:
+            return
+        self._number = number
         if not self._whole:
             raise KeyboardInterrupt
-        self._waiting = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,11 @@ class Rows:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""
         return np.diff(self.offsets)
+
+    def lengths_of(self, bins: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """Tokens of each row of some bins."""
+        numbers = np.concatenate([np.asarray(members, dtype=np.int64) for members in bins])
+        return np.asarray(self.offsets[numbers + 1] - self.offsets[numbers])
 
     def row(self, index: int) -> EncodedRow:
         """One row as lists."""

@@ -1,0 +1,96 @@
+"""Trackers get the numbers of the log, and no point of a stopped training twice."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transllm.errors import MissingExtraError
+from transllm.files import read_jsonl
+from transllm.model import Adapted
+from transllm.progress import Silent
+from transllm.recipe.schema import Training, TrainStage
+from transllm.training import Interrupted, Rows, train
+from transllm.training.trackers import Trackers
+
+
+def _events(folder: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of all points that TensorBoard would show: a session that starts at a step takes back what lies there."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    shown: list[tuple[int, str, float]] = []
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        content, place = file.read_bytes(), 0
+        while place < len(content):
+            length = int.from_bytes(content[place: place + 8], "little")
+            event = Event.FromString(content[place + 12: place + 12 + length])
+            place += 16 + length
+            if event.HasField("session_log") and event.session_log.status == 1:
+                shown = [point for point in shown if point[0] < event.step]
+            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return shown
+
+
+def test_tensorboard_shows_the_log_whatever_stopped_it(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
+                                                       tmp_path: Path) -> None:
+    training = make_training(trackers=["tensorboard", "tensorboard"])
+    stage = TrainStage(tokens=6 * 128, batch_tokens=128, micro_tokens=64, sequence_length=32)
+    first = adapt()
+    passes = iter(range(1, 100))
+
+    def stop(*_: object) -> None:
+        if next(passes) == 9:  # in the fifth step
+            raise KeyboardInterrupt
+
+    first.base.get_decoder().register_forward_hook(stop)
+    for adapted in (first, adapt()):
+        try:
+            train(adapted, rows, stage=stage, training=training, folder=tmp_path, seed=5, progress=Silent(), label="x",
+                  held_out=lambda: 1.5)
+        except Interrupted:
+            (tmp_path / "checkpoints" / "step-00000004.pt").rename(tmp_path / "checkpoints" / "step-00000004.lost")
+            assert len(read_jsonl(tmp_path / "log.jsonl")) == 6
+    shown = _events(tmp_path / "tensorboard")
+    wanted = [(line["step"], key, value) for line in read_jsonl(tmp_path / "log.jsonl") for key, value in line.items()
+              if key not in ("step", "steps")]
+    assert sorted((step, name) for step, name, _ in shown) == sorted((step, name) for step, name, _ in wanted)
+    for step, name, value in wanted:
+        assert (step, name, pytest.approx(value, rel=1e-5)) in shown
+
+
+def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    """The writer's thread ends where it cannot write; whoever puts into its queue must not wait for it."""
+    code = f"""
+import pathlib, resource
+from transllm.training.trackers import Trackers
+trackers = Trackers(["tensorboard"], folder=pathlib.Path({str(tmp_path)!r}), step=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+try:
+    for step in range(1, 300):
+        trackers.log({{"step": step, **{{f"a{{number}}": 0.5 for number in range(12)}}}})
+except OSError as error:
+    print("errno", error.errno, step)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")})
+    assert done.stdout.startswith(f"errno {errno.EFBIG} "), done
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"'wandb' of training.trackers needs .* pip install 'transllm\[wandb\]'"):
+        Trackers(["wandb"], folder=tmp_path, step=0)
+
+
+def test_none_writes_nothing(tmp_path: Path) -> None:
+    trackers = Trackers([], folder=tmp_path, step=0)
+    trackers.log({"step": 1, "loss": 1.0})
+    trackers.finish()
+    assert list(tmp_path.iterdir()) == []
