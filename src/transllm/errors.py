@@ -5,7 +5,9 @@
     ├── DataError               a source, a file or a row is not what it should be
     ├── ModelError              a model or tokenizer cannot be loaded, extended, trained or merged
     ├── RunError                a run folder, stage or lock is in the way
+    │   └── LostProcessError    another process of this run has ended
     ├── TrainingError           training went wrong in a way that must not pass silently (NaN, empty mask)
+    ├── Ended                   another process failed and has said why
     └── MissingExtraError       an optional dependency is not installed
 
 Every message says what is wrong in one sentence and what to do in another.
@@ -48,6 +50,18 @@ class ModelError(TransLLMError):
 
 class RunError(TransLLMError):
     """A run folder, a stage or a lock is in the way."""
+
+
+class LostProcessError(RunError):
+    """Another process of this run has ended."""
+
+
+class Ended(TransLLMError):
+    """Another process of this run failed and has said why; nothing is left to say here."""
+
+    def __init__(self, exit_code: int = 1) -> None:
+        self.exit_code = exit_code
+        super().__init__("Another process of this run ended. Its own message says why.")
 
 
 class TrainingError(TransLLMError):

@@ -87,16 +87,11 @@ def _stage(**settings: float) -> TrainStage:
 
 
 def test_the_plan_spends_the_budget_over_several_epochs(rows: Rows) -> None:
-    plan = plan_steps(rows, _stage(), processes=1, seed=1)
+    plan = plan_steps(rows, _stage(), seed=1)
     lengths = rows.lengths.tolist()
     spent = sum(lengths[row] for bins in plan for members in bins for row in members)
     assert 200 <= spent < 220
     assert all(len(bins) == 2 for bins in plan[:-1])
     seen = Counter(row for bins in plan for members in bins for row in members)
     assert set(seen) == set(range(12)) and max(seen.values()) - min(seen.values()) <= 1
-    assert plan == plan_steps(rows, _stage(), processes=1, seed=1) != plan_steps(rows, _stage(), processes=1, seed=2)
-
-
-def test_the_plan_gives_every_process_its_share(rows: Rows) -> None:
-    for processes in (2, 4):
-        assert all(len(bins) == max(2, processes) for bins in plan_steps(rows, _stage(), processes=processes, seed=1)[:-1])
+    assert plan == plan_steps(rows, _stage(), seed=1) != plan_steps(rows, _stage(), seed=2)

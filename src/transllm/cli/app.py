@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from transllm.cli import chat, check, extend, init, inspect, plan, report, run, status
 from transllm.cli.console import fail
-from transllm.errors import TransLLMError
+from transllm.errors import Ended, TransLLMError
 
 
 class Terminated(SystemExit):
@@ -55,7 +55,8 @@ def _told(*, debug: bool) -> Iterator[None]:
     except TransLLMError as error:
         if debug:
             raise
-        fail(str(error))
+        if not isinstance(error, Ended):
+            fail(str(error))
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         # EPIPE is typer's own business; an error that names no file is no user's.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from transllm import processes
 from transllm.cli.check import Overrides, refuse_problems
 from transllm.cli.console import out
 from transllm.cli.progress import RichProgress
@@ -24,17 +25,21 @@ def run(
     start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and what follows again.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run a recipe. Finished stages are skipped; after a stop, the same command goes on where it was."""
-    from transllm.recipe import load_recipe
+    """Run a recipe. Finished stages are skipped; after a stop, the same command goes on where it was.
 
-    recipe = load_recipe(recipe_file, overrides=overrides or ())
-    refuse_problems(recipe, recipe_file)
-    from transllm.pipeline import transform
+    Under torchrun or accelerate launch all processes train together: docs/many-processes.md.
+    """
+    with processes.joined():
+        from transllm.recipe import load_recipe
 
-    finished = transform(recipe, runs=runs, until=until, start=start, progress=RichProgress())
-    plain = not overrides and runs == Path("runs")
-    # What was changed on the command line is in the run's own recipe.
-    _tell(finished, str(recipe_file) if plain else f"{finished.folder / 'recipe.yaml'} --runs {runs}")
+        recipe = load_recipe(recipe_file, overrides=overrides or ())
+        processes.on_main(lambda: refuse_problems(recipe, recipe_file))
+        from transllm.pipeline import transform
+
+        finished = transform(recipe, runs=runs, until=until, start=start, progress=RichProgress())
+        plain = not overrides and runs == Path("runs")
+        # What was changed on the command line is in the run's own recipe.
+        processes.on_main(lambda: _tell(finished, str(recipe_file) if plain else f"{finished.folder / 'recipe.yaml'} --runs {runs}"))
 
 
 def _tell(finished: Run, again: str) -> None:

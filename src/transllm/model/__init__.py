@@ -10,6 +10,7 @@ from transllm.model.precision import compute_dtype, default_device
 from transllm.model.proof import RowProof, copy_rows, prove_rows
 from transllm.model.quantize import load_to_train
 from transllm.model.saved import adapter_digest, load_merged
+from transllm.model.shard import shard, sharding_asked
 
 __all__ = [
     "APART",
@@ -41,6 +42,8 @@ __all__ = [
     "place",
     "prove_rows",
     "save_folder",
+    "shard",
+    "sharding_asked",
     "start_of",
     "trained_parameters",
 ]

@@ -36,7 +36,10 @@ class Adapted:
         train: ``lora``, ``rows`` or ``full``, as in the recipe.
         original_size: ids below are the original model's.
         size: ids that the head can predict.
+        sharded: whether processes share the frozen weights out among them; see ``shard``.
     """
+
+    sharded = False
 
     def __init__(self, peft: PeftModel | PreTrainedModel, *, train: str, original_size: int, size: int) -> None:
         self.peft = peft
@@ -94,10 +97,13 @@ class Adapted:
             ModelError: the attention that is asked for cannot be used.
         """
         chosen = choose_attention(self.base, attention)
+        found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0}
+        if self.sharded:  # the others hold on to weights that come and go
+            return found
         ids_1T, documents = probe(self.base)
         with torch.no_grad():
             siblings = join_siblings(self.base, lambda: hidden_states(self.base, ids_1T, documents))
-        return {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": siblings, "fast_norms": use_our_norm(self.base)}
+        return {**found, "joined_layers": siblings, "fast_norms": use_our_norm(self.base)}
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:

@@ -8,11 +8,13 @@ import gc
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from transllm import processes
 from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
@@ -24,6 +26,8 @@ from transllm.recipe import check_recipe, dump_recipe, load_recipe, movable
 from transllm.recipe.schema import Recipe
 from transllm.report import build_report
 from transllm.training.trackers import require
+
+_SEEN_WITHIN = 30.0  # seconds
 
 State = Literal["done", "stale", "unfinished", "waiting"]
 
@@ -65,6 +69,8 @@ def transform(
 ) -> Run:
     """Run the stages of a recipe in ``runs/NAME``.
 
+    Under a launcher (torchrun, accelerate launch) all processes call this: they train together, and wait while the main one does the rest.
+
     Args:
         until: the last stage to run; None runs all.
         start: run this stage and those after it again, even if they are done.
@@ -73,26 +79,31 @@ def transform(
 
     Raises:
         RecipeError: the recipe has problems.
-        RunError: the folder belongs to another recipe or another process is at work in it.
+        RunError: the folder belongs to another recipe, another run is at work in it, or not all processes see it.
         MissingExtraError: a tracker's package is not installed.
     """
-    problems = check_recipe(recipe)
+    with processes.joined():
+        return _transform(recipe, folder=runs / recipe.name, chosen=_chosen(until, start), start=start,
+                          progress=progress if progress is not None and processes.is_main() else Silent(), cache=cache)
+
+
+def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: str | None, progress: Progress, cache: Path | None) -> Run:
+    problems = processes.on_main(lambda: check_recipe(recipe))
     if problems:
         raise RecipeError(problems, where=recipe.name)
-    require(recipe.training.trackers)
-    progress = progress or Silent()
-    chosen = _chosen(until, start)
-    folder = runs / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        _claim(folder, recipe)
+    processes.on_main(lambda: require(recipe.training.trackers))
+    processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    with contextlib.ExitStack() as stack:
+        holder = processes.on_main(lambda: stack.enter_context(_lock(folder)))
+        _see(folder, holder)
+        processes.on_main(lambda: _claim(folder, recipe))
         again = _names()[_names().index(start):] if start else []
         digests: dict[str, str] = {}
         for stage in chosen:
             digests[stage.name], worked = _run_stage(stage, recipe, folder, digests, again=stage.name in again, progress=progress,
                                                      cache=cache)
             if worked or stage is chosen[-1]:
-                build_report(folder)  # after each stage, so that a long run can be watched
+                processes.on_main(lambda: str(build_report(folder)))  # after each stage, so that a long run can be watched
     metrics = folder / "metrics.json"
     report = folder / "report.html"
     return Run(folder, report if report.exists() else None, Metrics.read(metrics) if metrics.exists() else None)
@@ -142,12 +153,33 @@ def _give_back_memory() -> None:
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool, progress: Progress,
                cache: Path | None) -> tuple[str, bool]:
     """Bring one stage up to date; gives its digest, and whether there was work."""
+    digest, inputs, done = processes.on_main(lambda: _begin_stage(stage, recipe, run, digests, again=again, progress=progress))
+    if done:
+        return digest, False
+    context = Context(recipe, run, run / stage.name, progress, cache)
+
+    def whole() -> None:
+        execute(stage, context, digest=digest, inputs=inputs)
+
+    if not stage.shared:
+        processes.on_main(whole)
+    elif processes.is_main():
+        whole()
+    else:
+        stage.work(context)  # the manifest is the main process's
+    _give_back_memory()
+    return digest, True
+
+
+def _begin_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool,
+                 progress: Progress) -> tuple[str, dict[str, str], bool]:
+    """Make a stage's folder ready; gives its digest, those of its inputs, and whether it is done already."""
     digest, inputs = _digest(stage, recipe, digests)
     folder = run / stage.name
     manifest = read_manifest(folder)
     if manifest is not None and manifest["digest"] == digest and not again:
         progress.say(f"{stage.name}: done already ({manifest['seconds']:.0f} s)")
-        return digest, False
+        return digest, inputs, True
     if folder.exists() and (manifest is not None or begun_for(folder) != digest):
         (folder / MANIFEST).unlink(missing_ok=True)  # first: a kill while the rest goes must not leave a stage that looks finished
         shutil.rmtree(folder)
@@ -156,9 +188,7 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str],
     folder.mkdir(exist_ok=True)
     begin(folder, digest)
     progress.stage(stage.name)
-    execute(stage, Context(recipe, run, folder, progress, cache), digest=digest, inputs=inputs)
-    _give_back_memory()
-    return digest, True
+    return digest, inputs, False
 
 
 def _digest(stage: Stage, recipe: Recipe, digests: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -213,8 +243,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time. The system frees the lock when the process ends, however it ends."""
+def _lock(folder: Path) -> Iterator[str]:
+    """One run at a time; gives what the lock's file says of it. The system frees the lock when the process ends, however it ends."""
     import fcntl
 
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
@@ -224,7 +254,18 @@ def _lock(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise RunError(f"Another process ({file.read().strip() or 'unknown'}) is at work in '{folder}'. "
                            "Wait for it, stop it, or give another folder with --runs.") from error
+        holder = f"process {os.getpid()}"
         file.truncate(0)
-        file.write(f"process {os.getpid()}")
+        file.write(holder)
         file.flush()
-        yield
+        yield holder
+
+
+def _see(folder: Path, holder: str) -> None:
+    """Make sure that this process sees the run folder as the main one does; a network's file system may take a moment."""
+    patience = time.monotonic() + _SEEN_WITHIN
+    while not ((folder / ".lock").is_file() and (folder / ".lock").read_text(encoding="utf-8") == holder):
+        if time.monotonic() > patience:
+            raise RunError(f"Process {processes.rank()} does not see the main process's run folder '{folder}'. All nodes must share it: "
+                           "put --runs on a file system that each of them mounts at the same path.")
+        time.sleep(0.2)

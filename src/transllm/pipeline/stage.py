@@ -81,6 +81,7 @@ class Stage:
         sections: parts of the recipe that decide its result, as dotted paths.
         work: the function.
         version: raised when the code changes what it writes.
+        shared: all processes work on it; of the others the main process takes care alone.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Stage:
     sections: tuple[str, ...]
     work: Callable[[Context], Result]
     version: int = 1
+    shared: bool = False
 
     def digest(self, recipe: Recipe, inputs: dict[str, str], extra: str = "") -> str:
         """Digest of all that decides the result: settings, seed, inputs, code version."""

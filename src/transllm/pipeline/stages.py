@@ -14,11 +14,11 @@ from transllm.pipeline.training_stages import bitext, finetune, pretrain
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", (), ("data", "language"), prepare),
     Stage("extend", ("prepare",), ("model", "language", "extend"), extend, version=2),
-    Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain),
-    Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext),
+    Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain, shared=True),
+    Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext, shared=True),
     Stage("recover", (), ("model", "recover", "evaluate.answers"), recover),
     Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge),
-    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training"), finetune, version=2),
+    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training"), finetune, version=2, shared=True),
     Stage("merge", ("extend", "finetune"), ("merge",), merge),
     Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate),
 )

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from transllm import processes
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.model import attach, compute_dtype, default_device, load_to_train, place
+from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharding_asked
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
@@ -106,17 +107,20 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     """Build the rows once, load model and adapter, train, write the adapter."""
     training = context.recipe.training
     folder = row_folder(context.run, name)
-    device = default_device()
-    dtype = compute_dtype(training.precision, device)
+    device, divide = default_device(), sharding_asked(training)
+    dtype = processes.on_main(lambda: compute_dtype(training.precision, device))
     model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
     sizes = {"original_size": context.spans.original_size, "size": context.spans.size}
-    adapted = attach(place(model, device), **sizes, training=training, dtype=dtype)
+    adapted = attach(model if divide else place(model, device), **sizes, training=training, dtype=dtype)
     if before is not None:
         adapted.load(context.run / before)
     if stage.tokens == 0:
-        adapted.save(context.folder)
+        processes.on_main(lambda: adapted.save(context.folder))
         return Result(metrics={"skipped": True})
-    encoded = Rows.open(folder) if (folder / "rows.json").exists() else write_rows(rows(), folder)
+    if divide:
+        shard(adapted, device)
+    processes.on_main(lambda: None if (folder / "rows.json").exists() else write_rows(rows(), folder).digest)
+    encoded = Rows.open(folder)
     if training.gradient_checkpointing:
         adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for notice in notices(context.recipe):
@@ -130,14 +134,18 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
 
     report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
                    progress=context.progress, label=name, held_out=held_out, heavy=heavy)
-    adapted.save(context.folder)
-    shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+
+    def keep() -> None:
+        adapted.save(context.folder)
+        shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+
+    processes.on_main(keep)
     return Result(
         counts={"training rows": {"read": len(encoded), "kept": len(encoded), "dropped": {}}}, tokens=report.tokens,
         metrics={"steps": report.steps, "labels": report.labels, "loss": report.loss, "training_seconds": round(report.seconds, 2),
                  "tokens_per_second": round(report.tokens / max(1e-9, report.seconds), 1), "padding": round(report.padding, 4),
                  "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), **short_ways,
-                 "device": str(device), "train": training.train, "notices": notices(context.recipe),
+                 "device": str(device), "processes": processes.world(), "sharded": adapted.sharded, "train": training.train, "notices": notices(context.recipe),
                  "trained_parameters": sum(parameter.numel() for parameter in adapted.trainable().values())})
 
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
-from transllm.errors import TrainingError
+from transllm import processes
+from transllm.errors import Ended, TrainingError
 from transllm.files import write_json
 from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training
 from transllm.training.movement import Movement, some
-from transllm.training.packing import Packed, batches_of
+from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
-from transllm.training.state import State, set_random_numbers
-from transllm.training.step import LossModule, StepDone
+from transllm.training.schedule import dropout_seed
+from transllm.training.state import State
+from transllm.training.step import LossModule, Share, StepDone
 
 NOT_A_NUMBER, SPIKE = "not_a_number.json", "loss_spike.json"
 _Z = 8.0  # deviations above the median; batches of mixed rows scatter more than a bell curve does
@@ -36,36 +38,45 @@ class Batch:
         step: its number, from 1.
         rows: the rows of each of this process's bins.
         lengths: their tokens.
-        bins: the bins as the model takes them.
+        shares: the bins as the model takes them.
     """
 
     step: int
     rows: Sequence[Sequence[int]]
     lengths: Sequence[Sequence[int]]
-    bins: Sequence[Packed]
+    shares: Sequence[Share]
 
 
-def batch_of(rows: Rows, members: Sequence[Sequence[int]], *, step: int, device: torch.device) -> Batch:
-    """Build the bins of a step."""
+def batch_of(rows: Rows, bins: Sequence[Sequence[int]], *, step: int, seed: int, even: bool, device: torch.device) -> Batch:
+    """Build this process's bins of a step.
+
+    Args:
+        bins: those of all processes.
+        even: all processes pass as many bins, because they lend each other weights in each pass; one that has fewer passes another's.
+    """
+    rank, world = processes.rank(), processes.world()
+    own = list(range(rank, len(bins), world))
+    numbers = own + ([0] if even and len(own) < math.ceil(len(bins) / world) else [])
+    members = [bins[number] for number in numbers]
     lengths = [[int(rows.offsets[row + 1] - rows.offsets[row]) for row in rows_of_bin] for rows_of_bin in members]
-    return Batch(step, members, lengths, list(batches_of(rows, members, device=device)))
+    shares = [Share(packed, dropout_seed(seed, step, number), counts=place < len(own))
+              for place, (number, packed) in enumerate(zip(numbers, batches_of(rows, members, device=device), strict=True))]
+    return Batch(step, members, lengths, shares)
 
 
 class Guards:
     """The guards of one sitting.
 
     Args:
-        module: the loss, as it was before ``accelerate`` wrapped it.
+        module: the loss.
         folder: where a batch that went wrong is saved, for ``transllm inspect batch --failed``.
         name: the stage's.
-        movement: whether this process's optimiser moves the weights from their ``.grad`` (DeepSpeed's engine does not).
     """
 
-    def __init__(self, adapted: Adapted, module: LossModule, *, training: Training, folder: Path, progress: Progress, name: str,
-                 movement: bool) -> None:
+    def __init__(self, adapted: Adapted, module: LossModule, *, training: Training, folder: Path, progress: Progress, name: str) -> None:
         self._adapted, self._module, self._training, self._folder = adapted, module, training, folder
         self._progress, self._name = progress, name
-        self._movement = Movement(adapted) if movement else None
+        self._movement = Movement(adapted)
 
     def before_update(self, batch: Batch, done: StepDone, state: State) -> dict[str, Any] | None:
         """The gradients are there; the optimiser has not seen them.
@@ -77,9 +88,8 @@ class Guards:
             TrainingError: loss or gradient is not finite, or the loss has leapt and the recipe says to stop there.
         """
         if not math.isfinite(done.nats) or not math.isfinite(done.norm):
-            self._not_a_number(batch, done, state)
-        if self._movement is not None:
-            self._movement.before()
+            self._not_a_number(batch, done)
+        self._movement.before()
         return self._leap(batch, done, state)
 
     def after_update(self) -> None:
@@ -88,26 +98,31 @@ class Guards:
         Raises:
             TrainingError: a weight stood still, or moved, that should not.
         """
-        if self._movement is not None:
-            self._movement.after()
+        self._movement.after()
 
-    def _not_a_number(self, batch: Batch, done: StepDone, state: State) -> None:
-        """Find the bin and the weights by computing the step's bins again, one by one, with the same random numbers."""
+    def _not_a_number(self, batch: Batch, done: StepDone) -> None:
+        """Find the bin and the weights by computing the step's bins again, one by one, with the same random numbers.
+
+        Every process does so with its own; the first that finds something tells.
+        """
         parameters = self._adapted.trainable()
         spoilt = [name for name, parameter in self._adapted.peft.named_parameters() if not parameter.isfinite().all()]
         for parameter in parameters.values():
             parameter.grad = None
-        set_random_numbers(state.random)
         found = []
-        for packed in batch.bins:
-            loss = self._module(packed)
+        for share in batch.shares:
+            torch.manual_seed(share.seed)
+            loss = self._module(share.batch)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             names = [name for name, gradient in zip(parameters, gradients, strict=True)
                      if gradient is not None and not gradient.isfinite().all()]
             found.append((float(loss.detach()), names))
+        bad = [number for number, (loss, names) in enumerate(found) if not math.isfinite(loss) or names]
+        finders = processes.summed(*(bool(spoilt or bad) and rank == processes.rank() for rank in range(processes.world())))
+        if processes.rank() != (finders.index(1.0) if any(finders) else 0):
+            raise Ended
         file = self._save(NOT_A_NUMBER, batch, loss=str(done.loss), gradient_norm=str(done.norm), weights=spoilt,
                           found=[{"loss": str(loss), "gradients": names} for loss, names in found])
-        bad = [number for number, (loss, names) in enumerate(found) if not math.isfinite(loss) or names]
         if spoilt:
             why = f"Weights were not numbers before the step: {some(spoilt)}."
         elif bad:
@@ -130,6 +145,8 @@ class Guards:
             return None
         said = f"The loss of step {batch.step} leapt to {done.loss:.3f}, from {median:.3f} in the middle of the steps before (z {z:.0f})."
         if self._training.stop_on_spike:
+            if not processes.is_main():
+                raise Ended
             file = self._save(SPIKE, batch, loss=done.loss, median=median, z=round(z, 1))
             raise TrainingError(f"{said} Its tokens and labels are in {file}; look at them with {self._inspect()}. Lower the learning "
                                 "rate, or go on with --set training.stop_on_spike=false.")
@@ -142,7 +159,8 @@ class Guards:
 
     def _save(self, name: str, batch: Batch, **facts: Any) -> Path:
         """Write a step's batch, in a form that anything reads."""
-        bins = [{"rows": list(rows), "lengths": list(lengths), "ids": packed.ids_1T[0].tolist(), "labels": packed.labels_T.tolist()}
-                for rows, lengths, packed in zip(batch.rows, batch.lengths, batch.bins, strict=True)]
+        bins = [{"rows": list(rows), "lengths": list(lengths), "ids": share.batch.ids_1T[0].tolist(),
+                 "labels": share.batch.labels_T.tolist()}
+                for rows, lengths, share in zip(batch.rows, batch.lengths, batch.shares, strict=True)]
         write_json(self._folder / name, {"step": batch.step, **facts, "bins": bins})
         return self._folder / name

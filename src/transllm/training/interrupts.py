@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from transllm import processes
+
 
 class Interrupted(KeyboardInterrupt):
     """Stopped by a signal; the state was saved.
@@ -26,11 +28,14 @@ class Interrupts:
 
     All that come after it are ignored: who presses Ctrl-C again and again, or a scheduler that repeats itself, must not disturb the
     saving that the first one began. SIGKILL is left for who does not want to wait.
+
+    Of several processes none may leave a step alone, the others would wait for it: there a signal is noted only, until all ``agree``.
     """
 
     def __init__(self) -> None:
         self._number: int | None = None
         self._whole = False
+        self._noted = processes.world() > 1
 
     @property
     def number(self) -> int:
@@ -63,12 +68,21 @@ class Interrupts:
             yield
         finally:
             self._whole = False
-        if self._number is not None:
+        if self._number is not None and not self._noted:
+            raise KeyboardInterrupt
+
+    def agree(self) -> None:
+        """Between two steps: raise KeyboardInterrupt in all processes if a signal came to one of them."""
+        if not self._noted:
+            return
+        asked, ctrl_c = processes.summed(self._number is not None, self._number == signal.SIGINT)
+        if asked:
+            self._number = self._number or (signal.SIGINT if ctrl_c else signal.SIGTERM)
             raise KeyboardInterrupt
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self._number is not None:
             return
         self._number = number
-        if not self._whole:
+        if not self._whole and not self._noted:
             raise KeyboardInterrupt

@@ -21,32 +21,38 @@ class TrainLog:
     """A stage's log. Lines behind ``step`` are cut off when it is opened: their steps will be done again.
 
     Args:
-        path: the file.
+        path: the file; None: nothing is written, for processes other than the main one.
         step: the last step that is done.
         trackers: get the numbers of each line.
     """
 
-    def __init__(self, path: Path, *, step: int, trackers: Trackers) -> None:
-        kept = [line for line in read_jsonl(path) if line["step"] < step or (line["step"] == step and not _HELD_OUT & line.keys())]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file, self._trackers = JsonLines(path), trackers
+    def __init__(self, path: Path | None, *, step: int, trackers: Trackers) -> None:
+        self._trackers = trackers
+        self._file = None if path is None else JsonLines(_cut(path, step))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line."""
-        self._file.write(line)
+        if self._file is not None:
+            self._file.write(line)
         self._trackers.log(line)
 
     def __enter__(self) -> TrainLog:
-        self._file.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.__exit__(*exception)
+        if self._file is not None:
+            self._file.__exit__(*exception)
         self._trackers.finish()
 
 
 # Measured before the step that comes next, so it is measured again where training goes on there.
 _HELD_OUT = {"held_out_bits_per_byte"}
+
+
+def _cut(path: Path, step: int) -> Path:
+    kept = [line for line in read_jsonl(path) if line["step"] < step or (line["step"] == step and not _HELD_OUT & line.keys())]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return path
 
 
 def line_of(state: State, *, steps: int, rate: float, norm: float, matrix_flops: float) -> dict[str, Any]:

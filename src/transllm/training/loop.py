@@ -1,19 +1,20 @@
 """The training loop of every stage: packed rows in, a trained adapter out, resumable at any step.
 
-``accelerate`` places the model, wraps it for several processes and gathers. What is learned when stands in ``schedule``, a step's
-gradient in ``step``, what a run can go on from in ``state``, what it tells in ``log`` and what stops it in ``guards``.
+What is learned when stands in ``schedule``, a step's gradient in ``step``, what a run can go on from in ``state``, what it tells in
+``log`` and what stops it in ``guards``. Several processes (``transllm.processes``) walk through the same steps and share the bins of each;
+all hold what trains, and the main one writes.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator, DistributedType
-
+from transllm import processes
+from transllm.errors import LostProcessError
 from transllm.lanes import lanes, lanes_for
 from transllm.model.adapter import Adapted
 from transllm.model.precision import matrix_flops
@@ -79,34 +80,35 @@ def train(
     Raises:
         TrainingError: the loss is not a number (the batch is saved in ``folder``), or another of the guards stops it.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        LostProcessError: another process has ended; the state is saved.
         MissingExtraError: a tracker's package is not installed.
         OSError: the disk is full; the last good checkpoint is kept.
     """
-    accelerator = Accelerator(cpu=adapted.device.type == "cpu")
-    rank, world = accelerator.process_index, accelerator.num_processes
-    plan = plan_steps(rows, stage, processes=world, seed=seed)
-    torch.manual_seed(seed)
+    world, main = processes.world(), processes.is_main()
+    plan = plan_steps(rows, stage, seed=seed)
     optimizer = make_optimizer(adapted, stage, training)
     state = State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=settings_digest(rows, stage, training, len(plan), seed))
     state.resume()
     flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
-    plain = LossModule(adapted, heavy or {})
-    module, optimizer = accelerator.prepare(plain, optimizer)
+    module = LossModule(adapted, heavy or {})
     module.train()
-    guards = Guards(adapted, plain, training=training, folder=folder, progress=progress, name=label,
-                    movement=accelerator.distributed_type != DistributedType.DEEPSPEED)
+    guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)
+    most = max(map(len, plan))
+    if world > most:
+        progress.say(f"A step has {most} bins for {world} processes: some have nothing to do. Raise batch_tokens or lower micro_tokens.")
     saved, interrupts = time.monotonic(), Interrupts()
     optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted in this process
     held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
-    # Several processes average their gradients in backward(), which is not for several threads at once.
-    width = lanes_for(module, bins=max(map(len, plan))) if world == 1 else 1
-    trackers = Trackers(training.trackers if accelerator.is_main_process else (), folder=folder, step=state.step)
-    with (TrainLog(folder / "log.jsonl", step=state.step, trackers=trackers) as log, lanes(width) as run_lanes, interrupts.listen(),
-          progress.task(label, stage.tokens, "tokens") as bar):
+    # Weights that processes lend each other come and go with a pass, so there can be one pass at a time.
+    width = 1 if adapted.sharded else lanes_for(module, bins=math.ceil(most / world))
+    trackers = Trackers(training.trackers if main else (), folder=folder, step=state.step)
+    with (TrainLog(folder / "log.jsonl" if main else None, step=state.step, trackers=trackers) as log, lanes(width) as run_lanes,
+          interrupts.listen(), progress.task(label, stage.tokens, "tokens") as bar):
         bar.advance(state.tokens)
         try:
             while True:
-                if held_out is not None and state.step in held_out_at and accelerator.is_main_process:
+                interrupts.agree()
+                if held_out is not None and state.step in held_out_at:  # by all: with shared-out weights none can pass alone
                     log.write({"step": state.step, "tokens": state.tokens, "held_out_bits_per_byte": held_out()})
                     module.train()
                 if state.step == len(plan):
@@ -115,9 +117,8 @@ def train(
                 bins, rate = plan[state.step], learning_rate(state.step, len(plan), stage)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["rate_factor"]
-                batch = batch_of(rows, bins[rank::world], step=state.step + 1, device=adapted.device)
-                done = gradients(module, batch.bins, accelerator, adapted, run_lanes=run_lanes if width > 1 else None,
-                                 clip=training.clip_gradient)
+                batch = batch_of(rows, bins, step=state.step + 1, seed=seed, even=adapted.sharded, device=adapted.device)
+                done = gradients(module, batch.shares, adapted, run_lanes=run_lanes if width > 1 else None, clip=training.clip_gradient)
                 leap = guards.before_update(batch, done, state)
                 lengths = rows.lengths_of(bins)
                 tokens = int(lengths.sum())
@@ -133,15 +134,18 @@ def train(
                     if state.step % training.log_every == 0 or state.step == len(plan):
                         log.write(line_of(state, steps=len(plan), rate=rate, norm=done.norm, matrix_flops=matrix))
                 bar.advance(tokens, f"loss {loss:.3f}")
-                if time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan):
+                if main and time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan):
                     with interrupts.whole():
-                        state.save(accelerator)
+                        state.save()
                     saved = time.monotonic()
         except KeyboardInterrupt as error:
-            file = state.save(accelerator)
+            file = processes.on_main(state.save)
             where = f"step {state.step} of {len(plan)} of '{label}'"
-            raise Interrupted(f"Stopped by {interrupts.name} after {where}, which is saved{f' in {file}' if file else ''}.",
-                              interrupts.number) from error
+            raise Interrupted(f"Stopped by {interrupts.name} after {where}, which is saved in {file}.", interrupts.number) from error
+        except LostProcessError:  # between two steps, or before the optimiser saw the gradient: the state is whole
+            if main:
+                state.save()
+            raise
     return TrainReport(
         steps=len(plan), tokens=state.tokens, labels=state.labels, seconds=state.seconds, padding=1 - state.tokens / state.room,
-        epochs=state.tokens / rows.tokens, loss=last_loss(folder / "log.jsonl"))
+        epochs=state.tokens / rows.tokens, loss=processes.on_main(lambda: last_loss(folder / "log.jsonl")))

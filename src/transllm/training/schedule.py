@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 
 from transllm.recipe.schema import HARMLESS, Training, TrainStage
 from transllm.training.packing import pack
@@ -48,3 +49,9 @@ def settings_digest(rows: Rows, stage: TrainStage, training: Training, steps: in
     """Digest of all that decides what the steps do; a checkpoint of another is not gone on from."""
     settings = {"stage": stage.model_dump(), "training": training.model_dump(exclude=set(HARMLESS)), "steps": steps, "seed": seed}
     return f"{rows.digest}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def dropout_seed(seed: int, step: int, number: int) -> int:
+    """What the generator starts from for the bin of this number of a step: a function of its place, so that the same is dropped whichever
+    process computes it, and after a stop."""
+    return random.Random(f"{seed}-{step}-{number}").getrandbits(63)

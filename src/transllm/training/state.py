@@ -1,16 +1,15 @@
-"""Where training stands, in memory and on disk: step, trained tensors, optimiser, random numbers, and what the log has not told yet."""
+"""Where training stands, in memory and on disk: step, trained tensors, optimiser, and what the log has not told yet."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
+from transllm import processes
+from transllm.errors import RunError
 from transllm.model.adapter import Adapted
 from transllm.training.checkpoint import Checkpoints
 from transllm.training.step import StepDone
@@ -55,7 +54,6 @@ class State:
         room: tokens for which the bins so far had room.
         recent: sums for the next line of the log.
         losses: mean loss of each of the last steps.
-        random: random numbers as they were before the step that comes next.
 
     Args:
         digest: of what decides the steps; a checkpoint of another digest is not gone on from.
@@ -67,10 +65,9 @@ class State:
         self.seconds = 0.0
         self.recent = Window()
         self.losses: deque[float] = deque(maxlen=WINDOW)
-        self.random = random_numbers()
 
     def advance(self, done: StepDone, *, tokens: int, room: int, seconds: float, flops: float) -> None:
-        """A step is done. Random numbers are taken here: an interrupt inside the next step must not save what that has drawn."""
+        """A step is done."""
         self.step += 1
         self.tokens += tokens
         self.room += room
@@ -78,28 +75,34 @@ class State:
         self.seconds += seconds
         self.recent.add(done, tokens, seconds, flops)
         self.losses.append(done.loss)
-        self.random = random_numbers()
 
     def take_recent(self) -> Window:
         """The sums since the last call; the next ones start from nothing."""
         recent, self.recent = self.recent, Window()
         return recent
 
-    def save(self, accelerator: Accelerator) -> Path | None:
-        """Write a checkpoint; gives its file in the process that wrote it."""
-        file = None
-        if accelerator.is_main_process:
-            recent = self.recent
-            file = self._checkpoints.save(self.step, {
-                "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "room": self.room, "seconds": self.seconds,
-                "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "random": self.random,
-                "losses": list(self.losses),
-                "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops]})
-        accelerator.wait_for_everyone()
-        return file
+    def save(self) -> Path:
+        """Write a checkpoint; gives its file. Every process holds all of the state, so the main one can write it alone."""
+        recent = self.recent
+        return self._checkpoints.save(self.step, {
+            "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "room": self.room, "seconds": self.seconds,
+            "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "losses": list(self.losses),
+            "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops]})
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint; one of other rows or settings is named and left alone."""
+        """Go on from the newest checkpoint, with any number of processes; one of other rows or settings is named and left alone.
+
+        Raises:
+            RunError: this process sees another checkpoint than the main one.
+        """
+        self._load()
+        step = processes.on_main(lambda: self.step)
+        if step != self.step:
+            raise RunError(f"Process {processes.rank()} sees the checkpoint of step {self.step}, the main process that of step {step}. "
+                           "The run folder must be one folder on a file system that all nodes share.")
+        processes.copy_main(list(self._adapted.trainable().values()))  # a fresh adapter starts at random
+
+    def _load(self) -> None:
         saved = self._checkpoints.latest()
         if saved is None:
             return
@@ -109,21 +112,7 @@ class State:
             return
         self._adapted.load_state(saved["trained"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        set_random_numbers(saved["random"])
-        self.random = saved["random"]
         self.recent = Window(*saved["recent"])
         self.losses.extend(saved["losses"])
         self.step, self.tokens, self.labels, self.room, self.seconds = (
             saved[name] for name in ("step", "tokens", "labels", "room", "seconds"))
-
-
-def random_numbers() -> list[Tensor]:
-    """States of the generators that dropout draws from: the processor's and, if there is one, the accelerator's."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
-
-
-def set_random_numbers(states: Sequence[Tensor]) -> None:
-    """Put such states back."""
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state)

@@ -1,0 +1,75 @@
+"""Frozen weights shared out among processes (FSDP2): each keeps a part of every layer, and lends it while the layer is at work.
+
+What trains stays whole on every process, with its optimiser state: it is a few hundredths of a model, a checkpoint of it loads under any
+number of processes, and one process can write it alone. Embedding and head stay whole too: the loss calls the head outside the
+model's own pass. So the layers' frozen weights, which are nearly all of a large model, are divided by the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from transllm import processes
+from transllm.errors import RunError
+from transllm.model.adapter import Adapted
+from transllm.recipe.schema import Training
+
+
+def sharding_asked(training: Training) -> bool:
+    """Whether the launcher's configuration (``accelerate launch``, or its environment variables) asks for FSDP2.
+
+    Raises:
+        RunError: it asks for something that this library does not do.
+    """
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        raise RunError("DeepSpeed is not supported. FSDP2 divides the frozen weights among processes as ZeRO-3 does: launch with "
+                       "examples/fsdp2.yaml. Without it every process holds the model, as with ZeRO-1 and 2: launch with torchrun.")
+    if not _flag("ACCELERATE_USE_FSDP"):
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise RunError("The launcher asks for FSDP 1. Set fsdp_version: 2 in its configuration, as in examples/fsdp2.yaml.")
+    if _flag("FSDP_OFFLOAD_PARAMS"):
+        raise RunError("fsdp_offload_params is not supported. Set it to false, and use more processes where memory is short.")
+    if training.train == "full" or training.quantize != "none":
+        what = "training.train is 'full', and what trains" if training.train == "full" else "training.quantize is set, and what is in 4 bits"
+        raise RunError(f"The launcher asks to share weights out (FSDP2), but {what} stays whole in every process. Launch without FSDP.")
+    return processes.world() > 1
+
+
+def shard(adapted: Adapted, device: torch.device) -> Adapted:
+    """Share the frozen weights of the layers out among all processes. Changes the model, which may still be on the processor:
+    layers go to the device one at a time, so that it need not hold the whole model.
+
+    Args:
+        adapted: with its adapter loaded; no short ways switched on yet.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    decoder = adapted.base.get_decoder()
+    ends = [adapted.base.get_input_embeddings(), adapted.head]
+    whole = {*adapted.trainable().values(), *(parameter for end in ends for parameter in end.parameters())}
+    mesh = init_device_mesh(device.type, (processes.world(),))
+    for layer in _layers(decoder):
+        fully_shard(layer, mesh=mesh, ignored_params=whole, reshard_after_forward=_flag("FSDP_RESHARD_AFTER_FORWARD", "true"))
+    fully_shard(decoder, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+    for parameter in whole:
+        parameter.data = parameter.data.to(device)
+    for end in ends:
+        for name, buffer in end.named_buffers(recurse=False):
+            setattr(end, name, buffer.to(device))
+    adapted.sharded = True
+    return adapted
+
+
+def _layers(decoder: nn.Module) -> nn.ModuleList:
+    """The repeated layers: the list of modules that holds most of the weights."""
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def _flag(name: str, default: str = "false") -> bool:
+    return os.environ.get(name, default).lower() in ("true", "1", "yes")
