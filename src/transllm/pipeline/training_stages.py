@@ -122,7 +122,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     processes.on_main(lambda: None if (folder / "rows.json").exists() else write_rows(rows(), folder).digest)
     encoded = Rows.open(folder)
     if training.gradient_checkpointing:
-        adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapted.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     for notice in notices(context.recipe):
         context.progress.say(f"Note: {notice}")
     short_ways = adapted.quicken()
