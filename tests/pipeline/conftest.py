@@ -189,12 +189,13 @@ class Cli:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, *args: str | Path, text: str = "", file_limit: int | None = None) -> Command:
+    def start(self, *args: str | Path, text: str = "", file_limit: int | None = None, **environment: str) -> Command:
         self._number += 1
         folder = self._folder / str(self._number)
         folder.mkdir()
         (folder / "stdin").write_text(text, encoding="utf-8")
-        pid = self.ask({"args": [str(arg) for arg in args], "folder": str(folder), "input": "stdin", "file_limit": file_limit})
+        pid = self.ask({"args": [str(arg) for arg in args], "folder": str(folder), "input": "stdin", "file_limit": file_limit,
+                        "environment": environment})
         return Command(self, pid, folder)
 
     def __call__(self, *args: str | Path, text: str = "", file_limit: int | None = None) -> Done:

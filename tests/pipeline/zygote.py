@@ -1,7 +1,7 @@
 """A process that has imported everything and forks a command line for each request: a run in milliseconds, not in seconds.
 
-Each line of its standard input is a request: ``{"args": [...], "folder": ..., "input": ..., "file_limit": bytes or null}`` starts a
-command, ``{"wait": PID}`` waits for its end. Each answer is a line of JSON.
+Each line of its standard input is a request: ``{"args": [...], "folder": ..., "input": ..., "file_limit": bytes or null, "environment":
+{...}}`` starts a command, ``{"wait": PID}`` waits for its end. Each answer is a line of JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch._dynamo  # noqa: F401  # peft and accelerate import it late
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 import transllm.chat
+import transllm.model.shard
 import transllm.pipeline
 import transllm.report  # noqa: F401
 from transllm.cli import main as transllm_command
@@ -40,6 +41,7 @@ def command(request: dict) -> None:
         if request["file_limit"] is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ |= request["environment"]
         sys.argv = ["transllm", *request["args"]]
         transllm_command()
         code = 0

@@ -19,6 +19,7 @@ from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.model.load import original_digest
+from transllm.model.shard import sharding_asked
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
 from transllm.pipeline.stages import STAGES
 from transllm.progress import Progress, Silent
@@ -92,6 +93,7 @@ def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: 
     if problems:
         raise RecipeError(problems, where=recipe.name)
     processes.on_main(lambda: require(recipe.training.trackers))
+    sharding_asked()  # what the launcher asks for and cannot have is told before the work
     processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as stack:
         holder = processes.on_main(lambda: stack.enter_context(_lock(folder)))
