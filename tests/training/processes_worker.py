@@ -48,8 +48,8 @@ def run(work: dict[str, Any]) -> None:
     folder = Path(work["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(3 if processes.is_main() else 4)  # the others' fresh adapters are other ones, as in life
-    training = Training(lora=Lora(r=4, alpha=8, dropout=work.get("dropout", 0.0)), log_every=1, clip_gradient=0.5, checkpoint_minutes=1e9, trackers=[],
-                        gradient_checkpointing=work.get("gradient_checkpointing", False))
+    training = Training(lora=Lora(r=4, alpha=8, dropout=work.get("dropout", 0.0)), log_every=1, clip_gradient=0.5,
+                        checkpoint_minutes=1e9, trackers=[], gradient_checkpointing=work.get("gradient_checkpointing", False))
     model, _ = load_folder(Path(work["model"]))
     adapted = attach(model, original_size=work["original_size"], size=work["size"], training=training,
                      dtype=getattr(torch, work.get("dtype", "float32")))
