@@ -22,7 +22,7 @@ def sharding_asked(training: Training) -> bool:
     """Whether the launcher's configuration (``accelerate launch``, or its environment variables) asks for FSDP2.
 
     Raises:
-        RunError: it asks for something that this library does not do.
+        RunError: it asks for something that this library does not do, or that does not go with what trains.
     """
     if _flag("ACCELERATE_USE_DEEPSPEED"):
         raise RunError("DeepSpeed is not supported. FSDP2 divides the frozen weights among processes as ZeRO-3 does: launch with "
@@ -34,7 +34,7 @@ def sharding_asked(training: Training) -> bool:
     if _flag("FSDP_OFFLOAD_PARAMS"):
         raise RunError("fsdp_offload_params is not supported. Set it to false, and use more processes where memory is short.")
     if training.train == "full" or training.quantize != "none":
-        what = "training.train is 'full', and what trains" if training.train == "full" else "training.quantize is set, and what is in 4 bits"
+        what = "training.train is 'full': what trains" if training.train == "full" else "training.quantize is set: what is in 4 bits"
         raise RunError(f"The launcher asks to share weights out (FSDP2), but {what} stays whole in every process. Launch without FSDP.")
     return processes.world() > 1
 

@@ -25,13 +25,13 @@ def learning_rate(step: int, steps: int, stage: TrainStage) -> float:
     return stage.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def plan_steps(rows: Rows, stage: TrainStage, *, processes: int, seed: int) -> list[list[list[int]]]:
+def plan_steps(rows: Rows, stage: TrainStage, *, seed: int) -> list[list[list[int]]]:
     """The bins of each optimiser step, for the whole budget; rows are repeated in a new order where the budget needs it.
 
-    Every process computes the same plan and takes its share of each step.
+    The plan does not know how many processes there are. Each computes it and takes its share of each step, so that a run can go on
+    with another number of them.
     """
     per_step = max(1, round(stage.batch_tokens / stage.micro_tokens))
-    per_step = math.ceil(per_step / processes) * processes
     lengths = rows.lengths.tolist()
     bins: list[list[int]] = []
     tokens, epoch = 0, 0
