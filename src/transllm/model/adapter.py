@@ -22,10 +22,10 @@ from transllm.model.load import place, quiet, weight_of
 from transllm.model.lora import join_siblings, use_our_layer
 from transllm.model.masters import keep_masters, plain_name
 from transllm.model.norm import use_our_norm
-from transllm.model.packed import Attention, choose_attention, hidden_states, probe
+from transllm.model.packed import choose_attention, hidden_states, probe
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.model.saved import ADAPTER, ROWS, load_body, read_file, save_body, save_rows, trained_as
-from transllm.recipe.schema import Lora, Training
+from transllm.recipe.schema import Attention, Lora, Training
 
 
 class Adapted:

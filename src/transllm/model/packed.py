@@ -9,7 +9,7 @@ Shapes: T tokens of all documents of a row, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +18,10 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from transllm.errors import ModelError
 from transllm.model.attention import PACKED, Documents
+from transllm.recipe.schema import Attention
 
 APART = "apart"
 """Each document by itself, where nothing else keeps them apart."""
-
-Attention = Literal["auto", "packed", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
 # Largest difference to each document alone, as a share of the largest hidden state: rounding, and nothing else.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}

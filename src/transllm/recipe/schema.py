@@ -127,8 +127,11 @@ class Lora(Section):
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
-HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike"}
+HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike", "attention", "compile"}
 """Settings that change how work is done but not its result; they do not make a finished stage stale, nor a checkpoint another's."""
+
+
+Attention = Literal["auto", "packed", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
 
 class Training(Section):
@@ -151,6 +154,13 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 where the processor multiplies it faster, else float32. Trained weights are always float32, so that no update is
     lost to rounding; they are rounded for each product."""
+    attention: Attention = "auto"
+    """``auto`` takes the fastest known that gives each document of a packed row what it gets alone (measured on two documents):
+    FlashAttention where it is installed and the device is CUDA, else the library's own, else the model's own. Any other is taken if it
+    does so, and refused if not."""
+    compile: Literal["auto", "off"] = "auto"
+    """``auto``: on an accelerator, compile the repeated layer once, time it on the first bins, and keep it where it is faster. On
+    processors the library's own layers are faster (docs/benchmarks.md)."""
     gradient_checkpointing: bool = False
     """Trades a third more time for memory; for large models."""
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0

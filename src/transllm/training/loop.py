@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from transllm import processes
 from transllm.errors import LostProcessError
 from transllm.lanes import lanes, lanes_for
 from transllm.model.adapter import Adapted
+from transllm.model.compiled import compile_if_faster
 from transllm.model.precision import matrix_flops
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
@@ -26,11 +30,14 @@ from transllm.training.groups import make_optimizer
 from transllm.training.guards import Guards, batch_of
 from transllm.training.interrupts import Interrupted, Interrupts
 from transllm.training.log import TrainLog, last_loss, line_of
+from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
 from transllm.training.schedule import learning_rate, plan_steps, settings_digest
 from transllm.training.state import State
 from transllm.training.step import LossModule, gradients
 from transllm.training.trackers import Trackers
+
+_TRIED = 3  # bins on which compiled layers are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ class TrainReport:
         padding: share of the bins' room left empty.
         epochs: passes over the rows (a budget in tokens can need a part of one, or several).
         loss: mean nats a label over the last tenth of the steps.
+        compiled: whether layers were compiled, and what was measured to decide it; empty where it was not tried.
     """
 
     steps: int
@@ -54,6 +62,7 @@ class TrainReport:
     padding: float
     epochs: float
     loss: float
+    compiled: Mapping[str, Any]
 
 
 def train(
@@ -92,6 +101,7 @@ def train(
     flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
     module = LossModule(adapted, heavy or {})
     module.train()
+    compiled = _compiled(adapted, module, rows, plan, training)
     guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)
     most = max(map(len, plan))
     if world > most:
@@ -148,4 +158,16 @@ def train(
             raise
     return TrainReport(
         steps=len(plan), tokens=state.tokens, labels=state.labels, seconds=state.seconds, padding=1 - state.tokens / state.room,
-        epochs=state.tokens / rows.tokens, loss=processes.on_main(lambda: last_loss(folder / "log.jsonl")))
+        epochs=state.tokens / rows.tokens, loss=processes.on_main(lambda: last_loss(folder / "log.jsonl")), compiled=compiled)
+
+
+def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Sequence[Sequence[Sequence[int]]],
+              training: Training) -> dict[str, Any]:
+    """Compile the layers if the recipe lets it and it pays on the first bins."""
+    if training.compile == "off" or adapted.device.type == "cpu" or adapted.sharded:
+        return {}
+    bins = [members for step in plan[:_TRIED] for members in step][:_TRIED]
+    parameters = list(adapted.trainable().values())
+    steps = [lambda batch=batch: torch.autograd.grad(module(batch), parameters, allow_unused=True)
+             for batch in batches_of(rows, bins, device=adapted.device)]
+    return compile_if_faster(adapted.base, steps)
