@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from transllm.training.interrupts import Interrupted, Interrupts
 from transllm.training.log import TrainLog, last_loss, line_of
 from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
-from transllm.training.schedule import learning_rate, plan_steps, settings_digest
+from transllm.training.schedule import Plan, learning_rate, plan_steps, settings_digest
 from transllm.training.state import State
 from transllm.training.step import LossModule, gradients
 from transllm.training.trackers import Trackers
@@ -103,7 +103,7 @@ def train(
     module.train()
     compiled = _compiled(adapted, module, rows, plan, training)
     guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)
-    most = max(map(len, plan))
+    most = plan.most
     if world > most:
         progress.say(f"A step has {most} bins for {world} processes: some have nothing to do. Raise batch_tokens or lower micro_tokens.")
     saved, interrupts = time.monotonic(), Interrupts()
@@ -161,7 +161,7 @@ def train(
         epochs=state.tokens / rows.tokens, loss=processes.on_main(lambda: last_loss(folder / "log.jsonl")), compiled=compiled)
 
 
-def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Sequence[Sequence[Sequence[int]]],
+def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Plan,
               training: Training) -> dict[str, Any]:
     """Compile the layers if the recipe lets it and it pays on the first bins."""
     if training.compile == "off" or adapted.device.type == "cpu" or adapted.sharded:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import bisect
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast, overload
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from transllm.errors import TrainingError
@@ -43,8 +45,45 @@ class Packed:
     n_bytes: int
 
 
-def pack(lengths: Sequence[int], *, capacity: int, seed: int) -> list[list[int]]:
-    """Row numbers of each bin, in training order.
+class Bins(Sequence[list[int]]):
+    """Row numbers of each bin, in training order, in two arrays: eight bytes a row, however many there are.
+
+    Args:
+        rows: (rows,) row numbers of all bins.
+        ends: (bins,) where each bin ends in them.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        self.rows, self.ends = rows, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return cast(list[int], self.rows[self.ends[number - 1] if number else 0: self.ends[number]].tolist())
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows of each bin."""
+        return np.diff(self.ends, prepend=0)
+
+    def ordered(self, order: NDArray[np.int64]) -> Bins:
+        """The bins of these numbers, in this order."""
+        sizes = self.sizes[order]
+        ends = np.cumsum(sizes)
+        starts = (self.ends - self.sizes)[order]
+        return Bins(self.rows[np.repeat(starts - (ends - sizes), sizes) + np.arange(sizes.sum())], ends)
+
+
+def pack(lengths: NDArray[np.int64], *, capacity: int, seed: int) -> Bins:
+    """Share rows out among bins.
 
     Args:
         lengths: tokens of each row.
@@ -53,34 +92,38 @@ def pack(lengths: Sequence[int], *, capacity: int, seed: int) -> list[list[int]]
     Raises:
         TrainingError: a row is longer than a bin.
     """
-    longest = max(lengths, default=0)
+    longest = int(lengths.max(initial=0))
     if longest > capacity:
         raise TrainingError(f"A row of {longest} tokens does not fit in 'micro_tokens' = {capacity}. Raise it, or lower 'sequence_length'.")
-    shuffle = random.Random(seed)
-    order = list(range(len(lengths)))
-    shuffle.shuffle(order)
-    bins: list[list[int]] = []
+    # The old generator's numbers are frozen: a run goes on under another version of numpy.
+    draw, shuffle = np.random.RandomState(seed), random.Random(seed)
+    order = draw.permutation(len(lengths))
+    rows, sizes = array("q"), array("q")
     for start in range(0, len(order), _WINDOW):
-        bins.extend(_best_fit(sorted(order[start: start + _WINDOW], key=lambda row: -lengths[row]), lengths, capacity))
-    for rows in bins:
-        shuffle.shuffle(rows)
-    shuffle.shuffle(bins)
-    return bins
+        window = order[start: start + _WINDOW]
+        of_window = lengths[window]
+        falling = np.argsort(-of_window, kind="stable")
+        for members in _best_fit(window[falling].tolist(), of_window[falling].tolist(), capacity):
+            shuffle.shuffle(members)
+            rows.extend(members)
+            sizes.append(len(members))
+    bins = Bins(np.frombuffer(rows, dtype=np.int64), np.cumsum(np.frombuffer(sizes, dtype=np.int64)))
+    return bins.ordered(draw.permutation(len(bins)))
 
 
-def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def _best_fit(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Each row, longest first, goes into the fullest bin that still has room."""
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    for row in order:
-        place = bisect.bisect_left(room, (lengths[row], -1))
+    for row, length in zip(rows, lengths, strict=True):
+        place = bisect.bisect_left(room, (length, -1))
         if place < len(room):
             free, number = room.pop(place)
         else:
             free, number = capacity, len(bins)
             bins.append([])
         bins[number].append(row)
-        bisect.insort(room, (free - lengths[row], number))
+        bisect.insort(room, (free - length, number))
     return bins
 
 

@@ -5,6 +5,7 @@ Rows of any number are three flat arrays, memory-mapped, so memory does not grow
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from transllm.errors import TrainingError
 from transllm.files import write_json
+
+_ARRAYS: tuple[tuple[str, type[np.generic]], ...] = (("ids", np.int32), ("trained", np.bool_), ("offsets", np.int64), ("n_bytes", np.int32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Rows:
     def open(cls, folder: Path) -> Rows:
         """Open what ``write_rows`` wrote."""
         meta = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "trained", "offsets", "n_bytes")}
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name, _ in _ARRAYS}
         return cls(**arrays, digest=meta["digest"])
 
 
@@ -89,25 +92,57 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.json").unlink(missing_ok=True)  # of an earlier try
-    ids: list[NDArray[np.int32]] = []
-    trained: list[NDArray[np.bool_]] = []
-    lengths: list[int] = []
-    n_bytes: list[int] = []
-    for number, row in enumerate(rows):
-        if len(row.ids) != len(row.trained) or not any(row.trained[1:]):
-            raise TrainingError(f"Row {number} has no token to learn from. This is a bug in the stage that built it; please report it.")
-        ids.append(np.asarray(row.ids, dtype=np.int32))
-        trained.append(np.asarray(row.trained, dtype=np.bool_))
-        lengths.append(len(row.ids))
-        n_bytes.append(row.n_bytes)
-    if not ids:
+    with contextlib.ExitStack() as files:
+        ids, trained, offsets, n_bytes = arrays = [files.enter_context(_Growing(folder / f"{name}.npy", dtype)) for name, dtype in _ARRAYS]
+        offsets.append([0])
+        for number, row in enumerate(rows):
+            if len(row.ids) != len(row.trained) or not any(row.trained[1:]):
+                raise TrainingError(f"Row {number} has no token to learn from. This is a bug in the stage that built it; please report it.")
+            ids.append(row.ids)
+            trained.append(row.trained)
+            offsets.append([ids.length])
+            n_bytes.append([row.n_bytes])
+    if not n_bytes.length:
         raise TrainingError("There is no row to train on: the filters left nothing of the data. "
                             "Look at the counts in the manifests, or run 'transllm check RECIPE --data'.")
-    arrays = {"ids": np.concatenate(ids), "trained": np.concatenate(trained),
-              "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), "n_bytes": np.asarray(n_bytes, dtype=np.int32)}
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(array.tobytes())
-        np.save(folder / f"{name}.npy", array)
-    write_json(folder / "rows.json", {"digest": digest.hexdigest()[:16], "rows": len(lengths), "tokens": int(sum(lengths))})
+    digest = hashlib.sha256(b"".join(array.digest for array in arrays)).hexdigest()[:16]
+    write_json(folder / "rows.json", {"digest": digest, "rows": n_bytes.length, "tokens": ids.length})
     return Rows.open(folder)
+
+
+class _Growing:
+    """An array file that is written as its numbers come, so that no more than a buffer of them is in memory.
+
+    The header is written twice: numpy leaves room in it for the length to grow.
+    """
+
+    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
+        self._path, self._dtype = path, np.dtype(dtype)
+        self._hash = hashlib.sha256()
+        self.length = 0
+
+    @property
+    def digest(self) -> bytes:
+        """Of the numbers."""
+        return self._hash.digest()
+
+    def append(self, numbers: Sequence[int]) -> None:
+        """Write some more."""
+        data = np.asarray(numbers, dtype=self._dtype).tobytes()
+        self._hash.update(data)
+        self._file.write(data)
+        self.length += len(numbers)
+
+    def _header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self.length,)})
+
+    def __enter__(self) -> _Growing:
+        self._file = self._path.open("wb")
+        self._header()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._header()

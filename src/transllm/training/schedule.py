@@ -9,9 +9,13 @@ import hashlib
 import json
 import math
 import random
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
 
 from transllm.recipe.schema import HARMLESS, Training, TrainStage
-from transllm.training.packing import pack
+from transllm.training.packing import Bins, pack
 from transllm.training.rows import Rows
 
 
@@ -25,24 +29,51 @@ def learning_rate(step: int, steps: int, stage: TrainStage) -> float:
     return stage.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def plan_steps(rows: Rows, stage: TrainStage, *, seed: int) -> list[list[list[int]]]:
+class Plan(Sequence[list[list[int]]]):
+    """The bins of each optimiser step.
+
+    Args:
+        bins: of all steps.
+        per_step: bins of a step; the last may have fewer.
+    """
+
+    def __init__(self, bins: Bins, per_step: int) -> None:
+        self._bins, self._per_step = bins, per_step
+        self.most = min(per_step, len(bins))
+        """Bins of the largest step."""
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._bins) / self._per_step)
+
+    @overload
+    def __getitem__(self, index: int) -> list[list[int]]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[list[int]]]: ...
+    def __getitem__(self, index: int | slice) -> list[list[int]] | list[list[list[int]]]:
+        if isinstance(index, slice):
+            return [self[step] for step in range(*index.indices(len(self)))]
+        start = range(len(self))[index] * self._per_step
+        return self._bins[start: start + self._per_step]
+
+
+def plan_steps(rows: Rows, stage: TrainStage, *, seed: int) -> Plan:
     """The bins of each optimiser step, for the whole budget; rows are repeated in a new order where the budget needs it.
 
     The plan does not know how many processes there are. Each computes it and takes its share of each step, so that a run can go on
     with another number of them.
     """
-    per_step = max(1, round(stage.batch_tokens / stage.micro_tokens))
-    lengths = rows.lengths.tolist()
-    bins: list[list[int]] = []
-    tokens, epoch = 0, 0
-    while tokens < stage.tokens:
-        for members in pack(lengths, capacity=stage.micro_tokens, seed=seed + epoch):
-            bins.append(members)
-            tokens += sum(lengths[row] for row in members)
-            if tokens >= stage.tokens:
-                break
-        epoch += 1
-    return [bins[start: start + per_step] for start in range(0, len(bins), per_step)]
+    lengths, left, epochs = rows.lengths, stage.tokens, 0
+    parts: list[Bins] = []
+    while left > 0:
+        bins = pack(lengths, capacity=stage.micro_tokens, seed=seed + epochs)
+        tokens = np.cumsum(np.add.reduceat(lengths[bins.rows], bins.ends - bins.sizes))
+        enough = min(len(bins), int(np.searchsorted(tokens, left)) + 1)
+        parts.append(bins.ordered(np.arange(enough)))
+        left -= int(tokens[enough - 1])
+        epochs += 1
+    before = np.cumsum([0, *(len(part.rows) for part in parts)])
+    ends = np.concatenate([part.ends + start for part, start in zip(parts, before, strict=False)])
+    return Plan(Bins(np.concatenate([part.rows for part in parts]), ends), max(1, round(stage.batch_tokens / stage.micro_tokens)))
 
 
 def settings_digest(rows: Rows, stage: TrainStage, training: Training, steps: int, seed: int) -> str:
