@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,8 @@ Figures = dict[str, Any]
 def main() -> None:
     """Measure and print."""
     given = _arguments()
-    installed = {peer: python_of(peer, given.envs) for peer in (cuda.PEERS if given.device == "cuda" else PEERS)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders are ended too
+    installed = {peer: python_of(peer, given.envs) for peer in (cuda.PEERS if given.device == "cuda" else given.peers)}
     pythons = {"ours": Path(sys.executable)} | {peer: python for peer, python in installed.items() if python is not None}
     track = Track(given.work.absolute(), pythons, given.device, warm=1 if given.quick else 2, limit=given.limit)
     if given.device == "cuda":
@@ -164,6 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds, no lengths, no data")
     parser.add_argument("--sweep", nargs="*", metavar="CONTENDER", help="search the best settings instead, of all contenders or of these")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, help="only these parts")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="only against these")
     parser.add_argument("--rounds", type=int, help="turns of each contender (quick: 2, else 6; a sweep's duel: 3)")
     parser.add_argument("--steps", type=int, default=1, help="optimiser steps in a turn")
     parser.add_argument("--write", type=Path, help="put the results (or the sweep) between their marks in this page")

@@ -9,6 +9,8 @@ import venv
 from pathlib import Path
 
 PINS = Path(__file__).resolve().parent
+# For images and sound. Text needs neither, but what is installed is imported, and PyPI has both for torch with CUDA only.
+_UNUSED = {"llamafactory": ("torchvision", "torchaudio")}
 
 
 def python_of(peer: str, envs: Path) -> Path | None:
@@ -36,5 +38,7 @@ def python_of(peer: str, envs: Path) -> Path | None:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         print(f"{peer} CANNOT BE INSTALLED: {said[-1] if said else 'pip said nothing'}. Its figures are null.", flush=True)
         return None
+    if peer in _UNUSED:
+        subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *_UNUSED[peer]], check=True)
     mark.write_text(wanted, encoding="utf-8")
     return python

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import sys
+import types
 from typing import Any
 
 from peers.turns import Turns, asked
@@ -13,6 +16,7 @@ def main() -> None:
     """Train in turns until the input ends."""
     ask = asked()
     turns = Turns(ask["warm"])
+    _without_sound()
     from llamafactory.train.tuner import run_exp
     from transformers import AutoTokenizer
 
@@ -34,6 +38,13 @@ def main() -> None:
         "torch_compile": own["compile"], "output_dir": ask["scratch"], "overwrite_output_dir": True, "save_strategy": "no",
         "logging_steps": 10, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, **_PRECISION[own["precision"]],
     }, callbacks=[Paced(turns)])
+
+
+def _without_sound() -> None:
+    """LLaMA-Factory imports torchaudio whatever it trains on, and PyPI has none for a torch without CUDA. Text needs nothing of it."""
+    empty = types.ModuleType("torchaudio")
+    empty.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+    sys.modules["torchaudio"] = empty
 
 
 if __name__ == "__main__":

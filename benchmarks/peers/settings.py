@@ -15,8 +15,8 @@ BEST: dict[tuple[str, str], Settings] = {
     ("ours", "finetune"): {"precision": "auto", "micro_tokens": 512},
     ("trl", "pretrain"): {"precision": "bfloat16", "compile": False, "packing": "wrapped", "attention": "sdpa", "accumulate": 1},
     ("trl", "finetune"): {"precision": "bfloat16", "compile": False, "packing": "bfd", "attention": "sdpa", "accumulate": 1},
-    ("llamafactory", "pretrain"): {"precision": "bfloat16", "compile": False, "packing": "packing", "attention": "sdpa", "accumulate": 1},
-    ("llamafactory", "finetune"): {"precision": "bfloat16", "compile": False, "packing": "neat_packing", "attention": "sdpa",
+    ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "sdpa", "accumulate": 1},
+    ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "neat_packing", "attention": "sdpa",
                                    "accumulate": 1, "template": "smollm2"},
 }
 
