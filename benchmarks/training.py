@@ -76,7 +76,7 @@ def _measure(track: Track, given: argparse.Namespace) -> None:
 
 def _task(track: Track, task: str, given: argparse.Namespace) -> Figures:
     """A race of all contenders on one task."""
-    tell(f"\n{task}: {_BATCH} tokens a step in rows of up to {_LENGTH}")
+    tell(f"\n{task}: {given.batch_tokens} tokens a step in rows of up to {given.length}")
     names = ["ours", *(["floor"] if task == "pretrain" else []), *(peer for peer in PEERS if peer in track.pythons)]
     shape = Shape(task, given.length, given.rows)
     contenders = [track.contender(name, shape, batch_tokens=given.batch_tokens) for name in names]

@@ -11,6 +11,9 @@ from peers.turns import Turns, asked
 
 _PRECISION: dict[str, dict[str, Any]] = {"bfloat16": {"pure_bf16": True}, "autocast": {"bf16": True}, "float32": {}}
 
+# As the model's own chat template has it; LLaMA-Factory's copy of that template ends it with a full stop.
+_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
 
 def main() -> None:
     """Train in turns until the input ends."""
@@ -29,7 +32,8 @@ def main() -> None:
     run_exp({
         "stage": "pt" if pretrain else "sft", "do_train": True, "model_name_or_path": ask["model"], "finetuning_type": "lora",
         "lora_target": "all", "lora_rank": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": 0.0, "trust_remote_code": False,
-        "dataset": ask["task"], "dataset_dir": ask["rows"], "template": None if pretrain else own["template"], "cutoff_len": ask["length"],
+        "dataset": ask["task"], "dataset_dir": ask["rows"], "template": None if pretrain else own["template"],
+        "default_system": None if pretrain else _SYSTEM, "cutoff_len": ask["length"],
         "overwrite_cache": True, "packing": own["packing"] in ("packing", "neat_packing"), "neat_packing": own["packing"] == "neat_packing",
         "train_sampling_strategy": "group_by_length" if own["packing"] == "grouped" else "random",
         "per_device_train_batch_size": rows_a_step // own["accumulate"], "gradient_accumulation_steps": own["accumulate"],

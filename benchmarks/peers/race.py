@@ -67,7 +67,7 @@ class Track:
 @contextlib.contextmanager
 def lined_up(contenders: Sequence[Contender], limit: float) -> Iterator[list[Contender]]:
     """Those of the contenders that load and warm up, one after the other; all are ended at the end. Who is lost is told."""
-    ready = []
+    ready, threads = list[Contender](), dict[str, int]()
     try:
         for one in contenders:
             one.start()
@@ -78,6 +78,8 @@ def lined_up(contenders: Sequence[Contender], limit: float) -> Iterator[list[Con
                 tell(f"LOST: {lost}")
                 continue
             ready.append(one)
+            if warm.threads != threads.setdefault("all", warm.threads):
+                tell(f"UNFAIR: {one.name} has {warm.threads} threads, others {threads['all']}. Set OMP_NUM_THREADS.")
             tell(f"{one.name}: warm after {warm.seconds:.0f} s, {warm.threads} threads; {shown(one.ask['settings'])}")
         yield ready
     finally:
