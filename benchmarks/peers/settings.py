@@ -1,0 +1,40 @@
+"""Each contender's settings: the defaults are the winners of ``--sweep`` (figures in docs/benchmarks.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Settings = dict[str, Any]
+
+LORA = {"r": 64, "alpha": 128}
+LEARNING_RATE = 2e-4
+PEERS = ("trl", "llamafactory")
+
+BEST: dict[tuple[str, str], Settings] = {
+    ("ours", "pretrain"): {"precision": "auto", "micro_tokens": 512},
+    ("ours", "finetune"): {"precision": "auto", "micro_tokens": 512},
+    ("trl", "pretrain"): {"precision": "bfloat16", "compile": False, "packing": "wrapped", "attention": "sdpa", "accumulate": 1},
+    ("trl", "finetune"): {"precision": "bfloat16", "compile": False, "packing": "bfd", "attention": "sdpa", "accumulate": 1},
+    ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "sdpa", "accumulate": 1},
+    ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "neat_packing", "attention": "sdpa",
+                                   "accumulate": 1, "template": "smollm2"},
+}
+
+AXES: dict[tuple[str, str], dict[str, list[Any]]] = {
+    ("ours", "pretrain"): {"micro_tokens": [512, 1024, 2048], "precision": ["auto", "float32"]},
+    ("ours", "finetune"): {"micro_tokens": [512, 1024, 2048]},
+    ("trl", "pretrain"): {"precision": ["bfloat16", "autocast", "float32"], "packing": ["wrapped", "bfd", "grouped"],
+                          "accumulate": [1, 4], "attention": ["sdpa", "eager"], "compile": [False, True]},
+    ("trl", "finetune"): {"precision": ["bfloat16", "autocast", "float32"], "packing": ["bfd", "wrapped", "grouped"],
+                          "accumulate": [1, 4], "attention": ["sdpa", "eager"], "compile": [False, True]},
+    ("llamafactory", "pretrain"): {"precision": ["bfloat16", "autocast", "float32"], "accumulate": [1, 4],
+                                   "attention": ["sdpa", "eager"], "compile": [False, True]},
+    ("llamafactory", "finetune"): {"precision": ["bfloat16", "autocast", "float32"], "packing": ["neat_packing", "packing", "grouped"],
+                                   "accumulate": [1, 4], "attention": ["sdpa", "eager"], "compile": [False, True]},
+}
+"""What ``--sweep`` tries, one axis after the other: a full grid would take days. LLaMA-Factory always packs in pre-training."""
+
+
+def shown(settings: Settings) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
