@@ -12,7 +12,7 @@ from transllm.model import attach, compute_dtype, load_folder, place
 from transllm.recipe.schema import Training, TrainStage
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import Rows, train
-from transllm.training.loop import plan_steps
+from transllm.training.schedule import plan_steps
 
 _SEED, _STEPS = 1, 400
 """More steps than any race has: a budget is planned at its start."""
@@ -41,7 +41,7 @@ class Paced:
 
 def labels_of_steps(rows: Rows, stage: TrainStage) -> Iterator[int]:
     """Labels of each optimiser step, from the plan that the loop makes too."""
-    for bins in plan_steps(rows, stage, processes=1, seed=_SEED):
+    for bins in plan_steps(rows, stage, seed=_SEED):
         yield sum(int(rows.trained[rows.offsets[row] + 1: rows.offsets[row + 1]].sum()) for members in bins for row in members)
 
 

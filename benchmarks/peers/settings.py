@@ -11,8 +11,8 @@ LEARNING_RATE = 2e-4
 PEERS = ("trl", "llamafactory")
 
 BEST: dict[tuple[str, str], Settings] = {
-    ("ours", "pretrain"): {"precision": "auto", "micro_tokens": 512},
-    ("ours", "finetune"): {"precision": "auto", "micro_tokens": 512},
+    ("ours", "pretrain"): {"precision": "auto", "micro_tokens": 1024},
+    ("ours", "finetune"): {"precision": "auto", "micro_tokens": 1024},
     ("trl", "pretrain"): {"precision": "bfloat16", "compile": False, "packing": "wrapped", "attention": "sdpa", "accumulate": 1},
     ("trl", "finetune"): {"precision": "bfloat16", "compile": False, "packing": "bfd", "attention": "sdpa", "accumulate": 1},
     ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "sdpa", "accumulate": 1},
