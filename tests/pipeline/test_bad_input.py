@@ -218,7 +218,7 @@ def test_no_room_for_a_checkpoint(finished: Any, home: Any, cli: Any, tmp_path: 
     assert max(folder.glob("step-*.pt")) == newest and not list(folder.glob(".*"))
     done = cli("run", home.recipe, "--runs", tmp_path, "--until", "pretrain")
     assert done.code == 0, done.err
-    log, expected = ([{key: line[key] for key in ("step", "loss") if key in line} for line in map(json.loads, path.open())]
+    log, expected = ([{key: line.get(key) for key in ("step", "loss")} for line in map(json.loads, path.read_text().splitlines())]
                      for path in (run / "pretrain" / "log.jsonl", finished.folder / "pretrain" / "log.jsonl"))
     assert log == expected
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from transllm.pipeline import status
+from transllm.pipeline import status, transform
+from transllm.recipe import load_recipe
 
 STAGES = ("prepare", "extend", "pretrain", "bitext", "recover", "bridge", "finetune", "merge", "evaluate")
 TRAINED = ("pretrain", "bitext", "finetune")
@@ -119,6 +121,19 @@ def test_kill_in_the_middle_of_a_stage(finished: Any, home: Any, cli: Any, tmp_p
     if stage == "evaluate":
         metrics, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (run, finished.folder))
         assert _timeless(metrics) == _timeless(expected)
+
+
+def test_a_stage_begins_alike_in_any_process(finished: Any, home: Any, tmp_path: Path) -> None:
+    """Killed before its first checkpoint, a stage begins again, in a process that has drawn other random numbers."""
+    run = finished.copy(tmp_path, without=STAGES[STAGES.index("pretrain"):])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(777)
+    try:
+        transform(load_recipe(home.recipe), runs=tmp_path, until="pretrain")
+    finally:
+        torch.set_num_threads(threads)
+    _same(run, "pretrain", finished)
 
 
 def test_killed_again_and_again(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from transllm import processes
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
@@ -111,6 +113,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     dtype = processes.on_main(lambda: compute_dtype(training.precision, device))
     model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
     sizes = {"original_size": context.spans.original_size, "size": context.spans.size}
+    torch.manual_seed(context.recipe.seed)  # of LoRA's start: a stage that begins anew after a kill must begin as it did before
     adapted = attach(model if divide else place(model, device), **sizes, training=training, dtype=dtype)
     if before is not None:
         adapted.load(context.run / before)
