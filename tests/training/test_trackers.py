@@ -68,13 +68,14 @@ def test_tensorboard_shows_the_log_whatever_stopped_it(adapt: Callable[..., Adap
 def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
     """The writer's thread ends where it cannot write; whoever puts into its queue must not wait for it."""
     code = f"""
-import pathlib, resource
+import pathlib, resource, time
 from transllm.training.trackers import Trackers
 trackers = Trackers(["tensorboard"], folder=pathlib.Path({str(tmp_path)!r}), step=0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 try:
-    for step in range(1, 300):
+    for step in range(1, 3000):  # until the writer's thread has come to it
         trackers.log({{"step": step, **{{f"a{{number}}": 0.5 for number in range(12)}}}})
+        time.sleep(0.005)
 except OSError as error:
     print("errno", error.errno, step)
 """
