@@ -64,7 +64,7 @@ def joined() -> Iterator[None]:
     except Ended:
         raise
     except BaseException as error:
-        if _first_to_fail():
+        if _first_to_fail(error):
             raise
         raise Ended(_exit_code(error)) from error
     _leave()
@@ -198,14 +198,15 @@ def _exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", 1))
 
 
-def _first_to_fail() -> bool:
+def _first_to_fail(error: BaseException) -> bool:
     """Whether no other process has failed before: an error is told once, not by each that then misses the one that had it."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     try:
         return int(_get_default_store().add("transllm/failed", 1)) == 1
-    except RuntimeError:  # the process that keeps the list is gone: better told twice than never
-        return True
+    except RuntimeError:
+        # The process that keeps the list has ended. It has said why, unless it was killed: then all that is known here is that it is lost.
+        return isinstance(error, LostProcessError)
 
 
 @contextlib.contextmanager
