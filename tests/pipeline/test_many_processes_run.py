@@ -90,7 +90,7 @@ def test_a_signal_to_one_stops_both(home: Any, cli: Any, tmp_path: Path, rank: i
 
 
 def test_an_error_is_told_once(home: Any, cli: Any, tmp_path: Path) -> None:
-    """Of a stage that the main process does alone, and of a launcher's configuration, which all of them refuse."""
+    """Of a stage that the main process does alone, and of a launcher's configuration."""
     mine = home.at(tmp_path / "home")
     mine.write(extend={"vocab_size": 40, "min_identical": 1.0})
     for environment, message in (({}, "error:"), ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed")):

@@ -93,7 +93,7 @@ def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: 
     if problems:
         raise RecipeError(problems, where=recipe.name)
     processes.on_main(lambda: require(recipe.training.trackers))
-    sharding_asked(recipe.training)  # what the launcher asks for and cannot have is told before the work
+    processes.on_main(lambda: sharding_asked(recipe.training))  # what the launcher asks for and cannot have is told before the work
     processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as stack:
         holder = processes.on_main(lambda: stack.enter_context(_lock(folder)))
