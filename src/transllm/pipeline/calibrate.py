@@ -12,38 +12,34 @@ vocabulary, fewer tokens at once where a step would take too long.
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from transllm.generation import LocalEngine, Sampling
 from transllm.lanes import lanes_for
-from transllm.model import Adapted, attach, default_device
-from transllm.model.load import quiet
+from transllm.model import attach, default_device
+from transllm.pipeline.sample import Clock, cut_config, kept, random_model, random_rows, repeated, room, seconds_a_number, set_depth
 from transllm.pipeline.shape import Shape
 from transllm.pipeline.workload import Learning, Writing
 from transllm.progress import Silent
 from transllm.recipe.schema import Training, TrainStage
-from transllm.training import EncodedRow, Rows, batches_of, pack, summed_cross_entropy, train, write_rows
-from transllm.training.loss import final_logits
+from transllm.training import Rows, batches_of, pack, train
 
 _DEPTH = 8
 _LEAST_TOKENS = 64
+_LEAST_CONTEXT = 8
 _STEPS = 4  # of an answer
 _REACHED = 0.3  # of the matrix rate, to size a measurement; what is measured is what counts
 
-Clock = Callable[[], float]
 _Found = TypeVar("_Found")
 
 
@@ -130,7 +126,7 @@ def calibrate(shape: Shape, training: Training, learning: Sequence[Learning], wr
         seconds=time.perf_counter() - start, about=sample.about())
 
 
-class _Stopwatch(Silent):
+class Stopwatch(Silent):
     """Progress that notes when something advanced."""
 
     def __init__(self, clock: Clock) -> None:
@@ -143,7 +139,7 @@ class _Stopwatch(Silent):
     @property
     def laps(self) -> list[float]:
         """Seconds between two advances."""
-        return [later - earlier for earlier, later in zip(self._times, self._times[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(self._times)]
 
 
 class _Sample:
@@ -153,21 +149,21 @@ class _Sample:
         self._shape, self._training, self._dtype, self._clock = shape, training, dtype, clock
         self._flops = _REACHED * tflops * 1e12
         self._device = default_device()
-        room = _room(self._device)
+        most = room(self._device)
         self._narrow = 1
-        while 2 * shape.layer_parameters / self._narrow**2 * dtype.itemsize > room:
+        while 2 * shape.layer_parameters / self._narrow**2 * dtype.itemsize > most:
             self._narrow *= 2
         layer = shape.layer_parameters / self._narrow**2
-        deep = min(shape.layers, next(depth for depth in (_DEPTH, 4, 2) if depth == 2 or depth * layer * dtype.itemsize <= room))
+        deep = min(shape.layers, next(depth for depth in (_DEPTH, 4, 2) if depth == 2 or depth * layer * dtype.itemsize <= most))
         self.depths = (max(1, deep // 4), deep)
         row = shape.hidden // self._narrow * (1 if shape.tied else 2) * (dtype.itemsize + (16 if training.embeddings == "all" else 0))
         self._part = 1  # of the vocabulary
-        while (shape.vocabulary + new) / self._part * row > room / 2:
+        while (shape.vocabulary + new) / self._part * row > most / 2:
             self._part *= 2
         self._old, self._new = shape.vocabulary // self._part, max(1, new // self._part)
-        self._model = _random_model(_cut_config(shape.config, deep, self._old + self._new, self._narrow), dtype, self._device)
-        self._layers = _repeated(self._model.get_decoder())
-        self.lanes, self.update = 1, _seconds_a_number(self._device, clock)
+        self._model = random_model(cut_config(shape.config, deep, self._old + self._new, self._narrow), dtype, self._device)
+        self._layers = repeated(self._model.get_decoder())
+        self.lanes, self.update = 1, seconds_a_number(self._device, clock)
         self._fewer_tokens = False
 
     def about(self) -> str:
@@ -184,19 +180,21 @@ class _Sample:
     def write(self, work: Writing, seconds: float) -> tuple[Line, Line]:
         """Seconds of a token of a prompt, and of a batch's next token, as lines over the layers."""
         batch = min(work.batch, max(1, work.rows))
-        rows = max(1, min(batch, round(seconds / 4 * self._flops / (work.context * self._flops_a_token()))))
-        self._fewer_tokens |= rows < batch
+        tokens = round(seconds / 10 * self._flops / self._flops_a_token())
+        # Reading a shorter context costs a step little; a smaller batch would cost it much.
+        rows = max(1, min(batch, tokens // _LEAST_CONTEXT))
+        context = max(_LEAST_CONTEXT, min(work.context, tokens // rows))
+        self._fewer_tokens |= rows * context < batch * work.context
         engine = LocalEngine(self._model, pad_id=0, batch_size=rows)
         draw = random.Random(0)
-        prompts = [[draw.randrange(self._old) for _ in range(work.context)] for _ in range(rows)]
+        prompts = [[draw.randrange(self._old) for _ in range(context)] for _ in range(rows)]
 
         def once() -> tuple[float, float]:
-            times = [self._clock()]
-            for _ in engine.generate(prompts, sampling=Sampling(_STEPS), on_token=lambda row, _: times.append(self._clock()) if row == 0
-                                     else None):
-                pass
-            steps = [later - earlier for earlier, later in zip(times[1:], times[2:], strict=False)]
-            return (times[1] - times[0]) / (rows * work.context), statistics.median(steps) * batch / rows
+            watch = Stopwatch(self._clock)
+            watch.advance(0)
+            list(engine.generate(prompts, sampling=Sampling(_STEPS), on_token=lambda row, _: watch.advance(1) if row == 0 else None))
+            first, *steps = watch.laps
+            return first / (rows * context), statistics.median(steps) * batch / rows
 
         found = self._both_depths(once, seconds)
         prefill, step = (Line.through(self.depths, (statistics.median(one[part] for one in found[0]),
@@ -222,7 +220,7 @@ class _Sample:
         bins = wanted if wanted <= 2 * width else width
         stage = work.stage.model_copy(update={"tokens": 2 * bins * micro, "batch_tokens": bins * micro, "micro_tokens": micro})
         with tempfile.TemporaryDirectory() as folder:
-            rows = _random_rows(Path(folder) / "rows", work, tokens=stage.tokens, longest=min(micro, work.stage.sequence_length),
+            rows = random_rows(Path(folder) / "rows", work, tokens=stage.tokens, longest=min(micro, work.stage.sequence_length),
                                 vocabulary=self._old + self._new)
 
             def once() -> float:
@@ -237,18 +235,17 @@ class _Sample:
         """Bytes a token that the forward pass keeps for the backward, weights apart, as a line over the layers."""
         with tempfile.TemporaryDirectory() as folder:
             tokens = min(512, work.stage.micro_tokens)
-            rows = _random_rows(Path(folder), work, tokens=tokens, longest=tokens, vocabulary=self._old + self._new)
+            rows = random_rows(Path(folder), work, tokens=tokens, longest=tokens, vocabulary=self._old + self._new)
             batch = next(batches_of(rows, pack(rows.lengths.tolist(), capacity=tokens, seed=0), device=self._device))
-        kept = []
+        found = []
         for depth in self.depths:
             with self._at(depth):
-                kept.append(_kept(self._adapted, batch) / batch.ids_1T.shape[1])
-        line = Line.through(self.depths, (kept[0], kept[1]))
-        return line.scaled(head=self._narrow, layer=self._narrow)
+                found.append(kept(self._adapted, batch) / batch.ids_1T.shape[1])
+        return Line.through(self.depths, (found[0], found[1])).scaled(head=self._narrow, layer=self._narrow)
 
     def _steps(self, rows: Rows, stage: TrainStage, folder: Path) -> list[float]:
         """Seconds of each step of the training loop."""
-        watch = _Stopwatch(self._clock)
+        watch = Stopwatch(self._clock)
         training = self._training.model_copy(update={"checkpoint_minutes": 1e9, "log_every": 1_000_000})
         with tempfile.TemporaryDirectory(dir=folder) as empty:
             train(self._adapted, rows, stage=stage, training=training, folder=Path(empty), seed=1, progress=watch, label="calibration")
@@ -272,7 +269,8 @@ class _Sample:
 
     def _flops_a_token(self) -> float:
         """Forward, at the larger depth."""
-        return 2 * (self.depths[1] * self._shape.layer_parameters / self._narrow**2 + (self._old + self._new) * self._shape.hidden / self._narrow)
+        head = (self._old + self._new) * self._shape.hidden / self._narrow
+        return 2 * (self.depths[1] * self._shape.layer_parameters / self._narrow**2 + head)
 
     @contextlib.contextmanager
     def _at(self, depth: int) -> Iterator[None]:
@@ -280,7 +278,7 @@ class _Sample:
         text: Any = self._model.config.get_text_config()
         tail, before = list(self._layers)[depth:], {name: getattr(text, name, None) for name in ("num_hidden_layers", "layer_types")}
         del self._layers[depth:]
-        _set_depth(text, depth)
+        set_depth(text, depth)
         try:
             yield
         finally:
@@ -288,95 +286,3 @@ class _Sample:
             for name, value in before.items():
                 if value is not None:
                     setattr(text, name, value)
-
-
-def _room(device: torch.device) -> float:
-    """Bytes for the weights of the sample: a part of an accelerator's free memory, and little of the machine's."""
-    return torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0.8 * 2**30
-
-
-def _cut_config(config: Any, layers: int, rows: int, narrow: int) -> Any:
-    cut = copy.deepcopy(config)
-    text = cut.get_text_config()
-    _set_depth(text, layers)
-    text.vocab_size = cut.vocab_size = rows
-    text.pad_token_id = cut.pad_token_id = None  # may lie behind the end of a part of the vocabulary
-    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
-        value = getattr(text, name, None)
-        if narrow > 1 and value:
-            setattr(text, name, max(1, value // narrow))
-    return cut
-
-
-def _set_depth(text: Any, layers: int) -> None:
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
-    text.num_hidden_layers = layers
-
-
-def _random_model(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Small random weights, one block of numbers again and again: drawing each would take longer than measuring."""
-    factory: Any = AutoModelForCausalLM  # transformers' factories carry no types
-    with quiet(), no_init_weights(), torch.device(device):
-        model: PreTrainedModel = factory.from_config(config, dtype=dtype)
-    noise = torch.empty(2**20, dtype=dtype, device=device).uniform_(-0.05, 0.05, generator=torch.Generator(device).manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-                continue
-            for part in parameter.data.view(-1).split(len(noise)):
-                part.copy_(noise[: len(part)])
-    return model.eval()
-
-
-def _repeated(decoder: nn.Module) -> nn.ModuleList:
-    """The list of modules that holds most of the weights."""
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
-
-
-def _random_rows(folder: Path, work: Learning, *, tokens: int, longest: int, vocabulary: int) -> Rows:
-    """Rows of random ids and lengths, with the stage's share of labels at their ends: prompts come first."""
-    draw, rows = random.Random(0), []
-    while tokens > 0:
-        length = max(2, min(longest, draw.randint(work.row // 2, work.row * 3 // 2)))
-        learned = max(1, min(length - 1, round(work.labelled * length)))
-        ids = [draw.randrange(vocabulary) for _ in range(length)]
-        rows.append(EncodedRow(ids, [False] * (length - learned) + [True] * learned, 4 * learned))
-        tokens -= length
-    return write_rows(rows, folder)
-
-
-def _kept(adapted: Adapted, batch: Any) -> int:
-    """Bytes of all storages that autograd keeps after a forward pass, parameters apart."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in adapted.peft.parameters()}
-    own |= {buffer.untyped_storage().data_ptr() for buffer in adapted.peft.buffers()}
-    kept: dict[int, int] = {}
-    held: list[torch.Tensor] = []  # so that no storage is freed and its address used again
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor)
-        return tensor
-
-    adapted.peft.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden_1TD = adapted.hidden(batch.ids_1T, batch.documents)
-        summed_cross_entropy(hidden_1TD[0], batch.labels_T, head=adapted.head, finish=final_logits(adapted.base.config))
-    return sum(size for place, size in kept.items() if place not in own)
-
-
-def _seconds_a_number(device: torch.device, clock: Clock) -> float:
-    """An update by fused AdamW, for each number."""
-    numbers = nn.Parameter(torch.zeros(4_000_000, device=device))
-    numbers.grad = torch.ones_like(numbers)
-    optimizer = torch.optim.AdamW([numbers], fused=True)
-    laps = []
-    for _ in range(5):
-        start = clock()
-        optimizer.step()
-        float(numbers[0].detach())  # waits for an accelerator
-        laps.append(clock() - start)
-    return statistics.median(laps) / numbers.numel()

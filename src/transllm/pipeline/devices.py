@@ -62,8 +62,8 @@ class Cluster:
     def held(self, frozen: float, shareable: float, trained: float, unit: float) -> float:
         """Bytes of weights, gradients and optimiser on one device.
 
-        ``ddp``: all of it. ``fsdp``: the layers' frozen weights are shared, and two layers are lent at a time; what trains stays whole, as do
-        embedding and head. ``zero2``: gradients and Adam's moments are shared. ``zero3``: everything is.
+        ``ddp``: all of it. ``fsdp``: the layers' frozen weights are shared, and two layers are lent at a time; what trains stays whole, as
+        do embedding and head. ``zero2``: gradients and Adam's moments are shared. ``zero3``: everything is.
 
         Args:
             frozen: bytes of all frozen weights.

@@ -162,4 +162,5 @@ def _usual_shape(parameters: float, lora: Lora) -> Shape:
     per_layer = 4 * (hidden + hidden) + 3 * (hidden + intermediate)  # q, k, v, o and gate, up, down
     return Shape(origin="the size given; its proportions are assumed", parameters=round(parameters), matrix_parameters=round(parameters),
                  vocabulary=32_000, hidden=hidden, intermediate=intermediate, layers=layers, tied=False,
-                 lora_parameters=lora.r * per_layer * layers, layer_parameters=round(parameters / layers), key_values=2 * hidden, exact=False)
+                 lora_parameters=lora.r * per_layer * layers, layer_parameters=round(parameters / layers), key_values=2 * hidden,
+                 exact=False)
