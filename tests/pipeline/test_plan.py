@@ -148,6 +148,14 @@ def test_a_calibration_is_whole_and_positive(tmp_path: Path, changes: dict[str, 
     assert "random weights" in found.about
 
 
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(tmp_path: Path) -> None:
+    work, made = Learning("pretrain", stage(), 32, 0.9), shape(tmp_path)
+    plain, checkpointed = (
+        calibrate(made, TRAINING.model_copy(update={"gradient_checkpointing": on}), [work], {}, new=7, dtype=torch.float32, tflops=0.05,
+                  seconds=0.1).saved["pretrain"] for on in (False, True))
+    assert 12 * 32 * 4 < checkpointed < plain / 4
+
+
 def test_a_model_that_is_too_large_is_measured_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a 70B model is; here with little room."""
     monkeypatch.setattr("transllm.pipeline.calibrate.room", lambda device: 20_000.0)
@@ -163,7 +171,7 @@ def test_a_plan_with_calibration_predicts_what_training_then_does(tmp_path: Path
                  for key, value in (("tokens", 1000), ("batch_tokens", 256), ("micro_tokens", 128), ("sequence_length", 64)))]
     recipe = load_recipe(LLAMA, overrides=changes)
     config = config_file(tmp_path)
-    made = plan(recipe, config=config, seconds=0.5)
+    made = plan(recipe, config=config, seconds=0.1)
     pretrain = made.stages[2]
     assert made.measured and pretrain.seconds[0] == pretrain.seconds[1] > 0
     sizes = Sizes(recipe, made.shape)
@@ -172,7 +180,7 @@ def test_a_plan_with_calibration_predicts_what_training_then_does(tmp_path: Path
     assert sum(parameter.numel() for parameter in adapted.trainable().values()) == made.trained
     rows = random_rows(tmp_path / "rows", Learning("x", stage(), 2, 1.0), tokens=2048, longest=2, vocabulary=100)
     report = train(adapted, rows, stage=recipe.pretrain, training=recipe.training, folder=tmp_path, seed=1, progress=Silent(), label="x")
-    assert (report.steps, report.tokens) == (pretrain.steps, pytest.approx(pretrain.tokens, abs=128))
+    assert report.steps == pretrain.steps and 0 <= report.tokens - (pretrain.tokens or 0) < 128
     adapted.save(tmp_path / "adapter")
     size = sum(file.stat().st_size for file in (tmp_path / "adapter").iterdir())
     assert size / 2**30 == pytest.approx(pretrain.disk_gib - 5 * 1000 / 2**30, rel=0.2)

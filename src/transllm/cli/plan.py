@@ -52,7 +52,7 @@ def plan(
     if stated is None and calibration and parameters is None:
         err().print("Measuring a few layers with random weights, some 20 s ...", style="dim")
     made = make_plan(recipe, config=config, parameters=parameters, device=stated, calibration=calibration, cluster=cluster)
-    _show(made)
+    show(made)
 
 
 def _device(name: str | None, tflops: float | None) -> Device | None:
@@ -79,7 +79,8 @@ def _cluster(devices: int, nodes: int, strategy: str, bandwidth: float | None) -
     return Cluster(devices, nodes, chosen, bandwidth or (IN_NODE_GBS if nodes == 1 else BETWEEN_NODES_GBS))
 
 
-def _show(made: Plan) -> None:
+def show(made: Plan) -> None:
+    """Print a plan: a table of stages, one of strategies where there are several devices, and what was measured or assumed."""
     console, shape, cluster = out(), made.shape, made.cluster
     about = "" if shape.exact else "about "
     console.print(f"Model: {about}{count(shape.parameters)} parameters, {shape.layers} layers of {shape.hidden}, "

@@ -116,8 +116,9 @@ def calibrate(shape: Shape, training: Training, learning: Sequence[Learning], wr
     slot = seconds / max(1, 2 * len(learning) + len(writing))
     written = {name: sample.write(work, slot) for name, work in writing.items()}
     setup = sample.adapt()
-    learned = {work.name: sample.learn(work, 2 * slot) for work in learning}
     saved = {work.name: sample.saved(work) for work in learning}
+    sample.checkpoint()
+    learned = {work.name: sample.learn(work, 2 * slot) for work in learning}
     layers = shape.layers
     return Calibration(
         training={name: line.at(layers) for name, line in learned.items()}, saved={name: line.at(layers) for name, line in saved.items()},
@@ -205,10 +206,13 @@ class _Sample:
         """Put the adapter on, as a training stage does; gives the seconds it took."""
         start = self._clock()
         self._adapted = attach(self._model, original_size=self._old, size=self._old + self._new, training=self._training, dtype=self._dtype)
-        if self._training.gradient_checkpointing:
-            self._adapted.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._adapted.quicken()
         return self._clock() - start
+
+    def checkpoint(self) -> None:
+        """Keep the input of each layer only, if the recipe wants that."""
+        if self._training.gradient_checkpointing:
+            self._adapted.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     def learn(self, work: Learning, seconds: float) -> Line:
         """Seconds a token of forward and backward, as a line over the layers."""
@@ -232,7 +236,10 @@ class _Sample:
         return self._full(Line.through(self.depths, (statistics.median(found[0]), statistics.median(found[1]))))
 
     def saved(self, work: Learning) -> Line:
-        """Bytes a token that the forward pass keeps for the backward, weights apart, as a line over the layers."""
+        """Bytes a token that the forward pass keeps for the backward, weights apart, as a line over the layers.
+
+        Counted before checkpointing is switched on: with it, one layer at a time keeps all this, and the others their input.
+        """
         with tempfile.TemporaryDirectory() as folder:
             tokens = min(512, work.stage.micro_tokens)
             rows = random_rows(Path(folder), work, tokens=tokens, longest=tokens, vocabulary=self._old + self._new)
@@ -241,7 +248,10 @@ class _Sample:
         for depth in self.depths:
             with self._at(depth):
                 found.append(kept(self._adapted, batch) / batch.ids_1T.shape[1])
-        return Line.through(self.depths, (found[0], found[1])).scaled(head=self._narrow, layer=self._narrow)
+        line = Line.through(self.depths, (found[0], found[1])).scaled(head=self._narrow, layer=self._narrow)
+        if not self._training.gradient_checkpointing:
+            return line
+        return Line(line.head + line.layer, float(self._shape.hidden * self._dtype.itemsize))
 
     def _steps(self, rows: Rows, stage: TrainStage, folder: Path) -> list[float]:
         """Seconds of each step of the training loop."""
