@@ -7,8 +7,8 @@ Llama with an untied head and random weights, made here. Each is planned, then r
 Prints each stage's figures, and last one line of JSON: by recipe the error (measured / predicted - 1) of the training stages' time,
 of peak memory in training, and of disk; steps and tokens beside them, planned and measured; and the worst of each.
 
-Runs end before *evaluate*, whose time is a range. On a machine that is shared, seconds of the processor say more than those of the clock: both are predicted by the same calibration under
-``--clock cpu``, and the stages' own processor time is what they are held against.
+Runs end before *evaluate*, whose time is a range. On a machine that is shared, seconds of the processor say more than those of the clock:
+with ``--clock cpu`` the calibration counts them, and the stages' own are what it is held against.
 """
 
 from __future__ import annotations

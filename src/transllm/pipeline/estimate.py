@@ -37,7 +37,7 @@ _RUNTIME = {"cpu": 0.4, "other": 0.8}  # GiB of Python and torch; of an accelera
 _LEFT = {"cpu": 0.25, "other": 0.0}  # GiB that the stages before leave in a process
 _LOST = {"cpu": 1.8, "other": 1.1}
 _START = 2.0  # seconds of a stage: tokenizers, manifest
-_READGIBS = 0.5  # weights from a disk, GiB a second
+_READ_GIBS = 0.5  # weights from a disk, GiB a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +201,4 @@ class Estimate:
 
     def _start(self) -> float:
         """Seconds before a stage begins to work: tokenizers, weights, adapter."""
-        return _START + self.stored_gib / _READGIBS + self.speed.setup()
+        return _START + self.stored_gib / _READ_GIBS + self.speed.setup()
