@@ -15,7 +15,7 @@ from transllm.pipeline.calibrate import Line, calibrate
 from transllm.pipeline.devices import DEVICES, STRATEGIES, Cluster, Device
 from transllm.pipeline.estimate import MARKERS, Sizes
 from transllm.pipeline.plan import plan
-from transllm.pipeline.sample import cut_config, kept, random_model, random_rows
+from transllm.pipeline.sample import build, cut_config, kept, random_rows
 from transllm.pipeline.shape import Shape, shape_of
 from transllm.pipeline.workload import Learning, Writing, bridging, learning, recovering
 from transllm.progress import Silent
@@ -130,7 +130,7 @@ def test_what_is_kept_grows_evenly_with_depth(tmp_path: Path, changes: dict[str,
     batch = next(batches_of(rows, pack(rows.lengths.tolist(), capacity=1000, seed=0), device=torch.device("cpu")))
     found = {}
     for depth in (2, 4, 12):
-        model = random_model(cut_config(config, depth, 100, 1), torch.float32, torch.device("cpu"))
+        model = build(cut_config(config, depth, 100, 1), torch.float32, torch.device("cpu"))
         adapted = attach(model, original_size=90, size=100, training=TRAINING, dtype=torch.float32)
         adapted.quicken()
         found[depth] = kept(adapted, batch)
@@ -158,9 +158,9 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(tmp_path: Path) 
 
 def test_a_model_that_is_too_large_is_measured_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a 70B model is; here with little room."""
-    monkeypatch.setattr("transllm.pipeline.calibrate.room", lambda device: 20_000.0)
+    monkeypatch.setattr("transllm.pipeline.calibrate.room", lambda device: 40_000.0)
     work = Learning("pretrain", stage(), 32, 0.9)
-    found = calibrate(shape(tmp_path), TRAINING, [work], {}, new=7, dtype=torch.float32, tflops=0.05, seconds=0.1)
+    found = calibrate(shape(tmp_path, vocab_size=400), TRAINING, [work], {}, new=7, dtype=torch.float32, tflops=0.05, seconds=0.1)
     assert "1/2 as wide" in found.about and "of the vocabulary" in found.about and found.training["pretrain"] > 0
 
 
@@ -175,7 +175,7 @@ def test_a_plan_with_calibration_predicts_what_training_then_does(tmp_path: Path
     pretrain = made.stages[2]
     assert made.measured and pretrain.seconds[0] == pretrain.seconds[1] > 0
     sizes = Sizes(recipe, made.shape)
-    model = random_model(cut_config(made.shape.config, 12, sizes.vocabulary, 1), torch.float32, torch.device("cpu"))
+    model = build(cut_config(made.shape.config, 12, sizes.vocabulary, 1), torch.float32, torch.device("cpu"))
     adapted = attach(model, original_size=100, size=105 + MARKERS, training=recipe.training, dtype=torch.float32)
     assert sum(parameter.numel() for parameter in adapted.trainable().values()) == made.trained
     rows = random_rows(tmp_path / "rows", Learning("x", stage(), 2, 1.0), tokens=2048, longest=2, vocabulary=100)

@@ -5,7 +5,7 @@ their number. It is measured at two depths, in turn, with the training loop and 
 gives the time at the full depth, and where it meets zero layers lie embedding, head and loss. The same for the bytes that a
 forward pass keeps for its backward, which are counted, not estimated.
 
-What is too large is made smaller, and scaled back by its share of the products: half as wide until two layers fit, a part of the
+What is too large is made smaller, and scaled back by its share of the products: half as wide until four layers fit, a part of the
 vocabulary, fewer tokens at once where a step would take too long.
 """
 
@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,18 +26,19 @@ import torch
 from transllm.generation import LocalEngine, Sampling
 from transllm.lanes import lanes_for
 from transllm.model import attach, default_device
-from transllm.pipeline.sample import Clock, cut_config, kept, random_model, random_rows, repeated, room, seconds_a_number, set_depth
+from transllm.pipeline.sample import Clock, Stopwatch, build, cut_config, kept, random_rows, repeated, room, seconds_a_number, set_depth
 from transllm.pipeline.shape import Shape
 from transllm.pipeline.workload import Learning, Writing
-from transllm.progress import Silent
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training import Rows, batches_of, pack, train
 
 _DEPTH = 8
 _LEAST_TOKENS = 64
 _LEAST_CONTEXT = 8
+_WRITING = 0.3  # of the time, the rest is for training
+_COUNTED = 256  # tokens, to see what a token keeps
 _STEPS = 4  # of an answer
-_REACHED = 0.3  # of the matrix rate, to size a measurement; what is measured is what counts
+_REACHED = 0.5  # of the matrix rate, to size a measurement; what is measured is what counts
 
 _Found = TypeVar("_Found")
 
@@ -113,12 +113,11 @@ def calibrate(shape: Shape, training: Training, learning: Sequence[Learning], wr
     """
     start = time.perf_counter()
     sample = _Sample(shape, training, new=new, dtype=dtype, tflops=tflops, clock=clock)
-    slot = seconds / max(1, 2 * len(learning) + len(writing))
-    written = {name: sample.write(work, slot) for name, work in writing.items()}
+    written = {name: sample.write(work, _WRITING * seconds / len(writing)) for name, work in writing.items()}
     setup = sample.adapt()
     saved = {work.name: sample.saved(work) for work in learning}
     sample.checkpoint()
-    learned = {work.name: sample.learn(work, 2 * slot) for work in learning}
+    learned = _learned(sample, learning, (1 - _WRITING) * seconds)
     layers = shape.layers
     return Calibration(
         training={name: line.at(layers) for name, line in learned.items()}, saved={name: line.at(layers) for name, line in saved.items()},
@@ -127,20 +126,16 @@ def calibrate(shape: Shape, training: Training, learning: Sequence[Learning], wr
         seconds=time.perf_counter() - start, about=sample.about())
 
 
-class Stopwatch(Silent):
-    """Progress that notes when something advanced."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._times: list[float] = []
-
-    def advance(self, n: float, note: str = "") -> None:
-        self._times.append(self._clock())
-
-    @property
-    def laps(self) -> list[float]:
-        """Seconds between two advances."""
-        return [later - earlier for earlier, later in pairwise(self._times)]
+def _learned(sample: _Sample, learning: Sequence[Learning], seconds: float) -> dict[str, Line]:
+    """Measure each kind of step once. Stages with the same batch differ in their share of labels, which is the head's work."""
+    kinds: dict[tuple[int, int], list[Learning]] = {}
+    for work in learning:
+        kinds.setdefault((work.stage.micro_tokens, work.bins_a_step(1)), []).append(work)
+    found = {}
+    for works in kinds.values():
+        line = sample.learn(works[-1], seconds / len(kinds))
+        found.update({work.name: Line(line.head * work.labelled / works[-1].labelled, line.layer) for work in works})
+    return found
 
 
 class _Sample:
@@ -152,7 +147,7 @@ class _Sample:
         self._device = default_device()
         most = room(self._device)
         self._narrow = 1
-        while 2 * shape.layer_parameters / self._narrow**2 * dtype.itemsize > most:
+        while 4 * shape.layer_parameters / self._narrow**2 * dtype.itemsize > most:
             self._narrow *= 2
         layer = shape.layer_parameters / self._narrow**2
         deep = min(shape.layers, next(depth for depth in (_DEPTH, 4, 2) if depth == 2 or depth * layer * dtype.itemsize <= most))
@@ -162,7 +157,7 @@ class _Sample:
         while (shape.vocabulary + new) / self._part * row > most / 2:
             self._part *= 2
         self._old, self._new = shape.vocabulary // self._part, max(1, new // self._part)
-        self._model = random_model(cut_config(shape.config, deep, self._old + self._new, self._narrow), dtype, self._device)
+        self._model = build(cut_config(shape.config, deep, self._old + self._new, self._narrow), dtype, self._device)
         self._layers = repeated(self._model.get_decoder())
         self.lanes, self.update = 1, seconds_a_number(self._device, clock)
         self._fewer_tokens = False
@@ -216,12 +211,13 @@ class _Sample:
 
     def learn(self, work: Learning, seconds: float) -> Line:
         """Seconds a token of forward and backward, as a line over the layers."""
-        micro = min(work.stage.micro_tokens, max(_LEAST_TOKENS, round(seconds / 10 * self._flops / (3 * self._flops_a_token()))))
-        self._fewer_tokens |= micro < work.stage.micro_tokens
         wanted = work.bins_a_step(1)
         width = lanes_for(self._adapted.peft, bins=wanted)
         self.lanes = max(self.lanes, width)
         bins = wanted if wanted <= 2 * width else width
+        tokens = round(seconds / 4 * self._flops / (2.5 * self._flops_a_token()))  # a step at each depth, four times and more
+        micro = min(work.stage.micro_tokens, max(_LEAST_TOKENS, tokens // bins))
+        self._fewer_tokens |= micro < work.stage.micro_tokens
         stage = work.stage.model_copy(update={"tokens": 2 * bins * micro, "batch_tokens": bins * micro, "micro_tokens": micro})
         with tempfile.TemporaryDirectory() as folder:
             rows = random_rows(Path(folder) / "rows", work, tokens=stage.tokens, longest=min(micro, work.stage.sequence_length),
@@ -241,7 +237,7 @@ class _Sample:
         Counted before checkpointing is switched on: with it, one layer at a time keeps all this, and the others their input.
         """
         with tempfile.TemporaryDirectory() as folder:
-            tokens = min(512, work.stage.micro_tokens)
+            tokens = min(_COUNTED, work.stage.micro_tokens)
             rows = random_rows(Path(folder), work, tokens=tokens, longest=tokens, vocabulary=self._old + self._new)
             batch = next(batches_of(rows, pack(rows.lengths.tolist(), capacity=tokens, seed=0), device=self._device))
         found = []

@@ -8,8 +8,8 @@ Memory on a device, in training (W: bytes of all weights as computed with; t: nu
 m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
 
 - ``W + 16 t`` (float32 value, gradient, two moments), shared as the strategy says, and ``4 t (k - 1)`` for the other bins' gradients;
-- ``k m S``; S is counted in the calibration, else ``(10 H + 4 I) L`` numbers (I: the feed-forward width), or ``H L`` and one layer with
-  gradient checkpointing;
+- ``k m S``, and the hidden states of the labels; S is counted in the calibration, else ``(10 H + 4 I) L`` numbers (I: the feed-forward
+  width), or ``H L`` and one layer with gradient checkpointing;
 - ``3 k · 256 V`` numbers of logits, their gradient and a copy: the loss takes 256 labels at a time;
 - what torch and the libraries take and earlier stages leave, and what the allocator loses: four fifths of all that comes and
   goes on a processor (glibc with threads; measured on models of 2 to 30 layers), a tenth on an accelerator.
@@ -160,7 +160,7 @@ class Estimate:
         frozen, layers = self._frozen_bytes()
         held = cluster.held(frozen, layers, self.sizes.trained, layers / self.sizes.shape.layers)
         lanes = self.speed.lanes(work)
-        kept = work.stage.micro_tokens * self.speed.saved(work)
+        kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
         logits = 3 * min(_CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
         passing = lanes * (kept + logits) + (lanes - 1) * 4 * self.sizes.trained
         stored = self.recipe.model.dtype == "float32", self.width == 4

@@ -95,7 +95,7 @@ def plan(recipe: Recipe, *, config: Path | None = None, parameters: float | None
         here = default_device()
         kind, dtype = "cpu" if here.type == "cpu" else "other", compute_dtype(recipe.training.precision, here)
         width, name = dtype.itemsize, str(dtype).removeprefix("torch.")
-        device = Device("this machine", measure_tflops(dtype), _memory_here(here))
+        device = Device("this machine", measure_tflops(dtype, clock=clock), _memory_here(here))
         speed = Stated(shape, recipe, device, new=sizes.new, width=width)
         how = f"A matrix product runs at {device.tflops:.3g} TFLOPS here ({name}); training reaches {device.training[0]:.0%} to " \
               f"{device.training[1]:.0%} of it, answering {speed.answering[0]:.0%} to {speed.answering[1]:.0%}."
@@ -111,14 +111,14 @@ def plan(recipe: Recipe, *, config: Path | None = None, parameters: float | None
                 (f"The model's shape comes from {shape.origin}.", how, *_assumed(recipe, cluster)))
 
 
-def measure_tflops(dtype: torch.dtype, *, seconds: float = 2.0) -> float:
-    """Speed of a large matrix product on the default device, in 10¹² FLOPs a second; takes ``seconds``."""
+def measure_tflops(dtype: torch.dtype, *, seconds: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Speed of a large matrix product on the default device, in 10¹² FLOPs a second of the clock; takes ``seconds`` of it."""
     device = default_device()
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     (left @ right).sum().item()  # the first product pays for packing; .item() waits for it
-    products, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
+    products, start = 0, clock()
+    while (spent := clock() - start) < seconds:
         (left @ right)[0, 0].item()
         products += 1
     return 2 * size**3 * products / spent / 1e12

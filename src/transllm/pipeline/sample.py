@@ -1,4 +1,4 @@
-"""A model of a recipe's kind, cut down so that it can be measured: few layers, random weights, rows of random ids."""
+"""A model of a recipe's kind, cut down so that it can be measured: few layers, random weights, rows of random ids, and a stopwatch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import random
 import statistics
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,31 @@ from transformers.initialization import no_init_weights
 from transllm.model import Adapted
 from transllm.model.load import quiet
 from transllm.pipeline.workload import Learning
-from transllm.training import EncodedRow, Packed, Rows, summed_cross_entropy, write_rows
-from transllm.training.loss import final_logits
+from transllm.progress import Silent
+from transllm.training import EncodedRow, Packed, Rows, write_rows
 
 Clock = Callable[[], float]
 
 
+class Stopwatch(Silent):
+    """Progress that notes when something advanced."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._times: list[float] = []
+
+    def advance(self, n: float, note: str = "") -> None:
+        self._times.append(self._clock())
+
+    @property
+    def laps(self) -> list[float]:
+        """Seconds between two advances."""
+        return [later - earlier for earlier, later in pairwise(self._times)]
+
+
 def room(device: torch.device) -> float:
     """Bytes for the weights of the sample: a part of an accelerator's free memory, and little of the machine's."""
-    return torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0.8 * 2**30
+    return torch.cuda.mem_get_info(device)[0] / 4 if device.type == "cuda" else 0.4 * 2**30
 
 
 def cut_config(config: Any, layers: int, rows: int, narrow: int) -> Any:
@@ -49,7 +66,7 @@ def set_depth(text: Any, layers: int) -> None:
     text.num_hidden_layers = layers
 
 
-def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def build(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Small random weights, one block of numbers again and again: drawing each would take longer than measuring."""
     factory: Any = AutoModelForCausalLM  # transformers' factories carry no types
     with quiet(), no_init_weights(), torch.device(device):
@@ -85,22 +102,21 @@ def random_rows(folder: Path, work: Learning, *, tokens: int, longest: int, voca
 
 
 def kept(adapted: Adapted, batch: Packed) -> int:
-    """Bytes of all storages that autograd keeps after a forward pass, parameters apart."""
+    """Bytes of all storages that autograd keeps after a forward pass up to the head, parameters apart."""
     own = {parameter.untyped_storage().data_ptr() for parameter in adapted.peft.parameters()}
     own |= {buffer.untyped_storage().data_ptr() for buffer in adapted.peft.buffers()}
     sizes: dict[int, int] = {}
-    held: list[torch.Tensor] = []  # so that no storage is freed and its address used again
+    held: list[torch.UntypedStorage] = []  # so that none is freed and its address used again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        held.append(tensor)
-        return tensor
+        held.append(storage)
+        return tensor.detach()  # a node that keeps its own output would else never be freed
 
     adapted.peft.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden_1TD = adapted.hidden(batch.ids_1T, batch.documents)
-        summed_cross_entropy(hidden_1TD[0], batch.labels_T, head=adapted.head, finish=final_logits(adapted.base.config))
+        adapted.hidden(batch.ids_1T, batch.documents)
     return sum(size for place, size in sizes.items() if place not in own)
 
 
