@@ -156,11 +156,13 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(tmp_path: Path) 
     assert 12 * 32 * 4 < checkpointed < plain / 4
 
 
-def test_a_model_that_is_too_large_is_measured_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [{}, {"model_type": "qwen2", "num_attention_heads": 2, "num_key_value_heads": 1}])
+def test_a_model_that_is_too_large_is_measured_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     """As a 70B model is; here with little room."""
     monkeypatch.setattr("transllm.pipeline.calibrate.room", lambda device: 40_000.0)
     work = Learning("pretrain", stage(), 32, 0.9)
-    found = calibrate(shape(tmp_path, vocab_size=400), TRAINING, [work], {}, new=7, dtype=torch.float32, tflops=0.05, seconds=0.1)
+    found = calibrate(shape(tmp_path, vocab_size=400, **changes), TRAINING, [work], {}, new=7, dtype=torch.float32, tflops=0.05,
+                      seconds=0.1)
     assert "1/2 as wide" in found.about and "of the vocabulary" in found.about and found.training["pretrain"] > 0
 
 

@@ -102,7 +102,8 @@ def show(made: Plan) -> None:
     scratch = max(stage.scratch_gib for stage in made.stages)
     has = made.device.memory_gib
     if has is not None:
-        console.print(f"{made.device.name} has {has:.0f} GiB: {_fits(made.memory_gib, has)}.")
+        large = [stage.name for stage in made.stages if not stage.host and stage.memory_gib > has]
+        console.print(f"{made.device.name} has {has:.0f} GiB: " + (f"{', '.join(large)} will not fit." if large else "all of it fits."))
     if scratch:
         console.print(f"Checkpoints take up to {scratch:.1f} GiB of disk more while a stage trains.")
     console.print("Measured and assumed:" if made.measured else "Estimates, from best to worst case. Assumed:")
@@ -122,10 +123,6 @@ def _show_strategies(made: Plan) -> None:
         fits = "not known" if made.device.memory_gib is None else "yes" if memory <= made.device.memory_gib else "no"
         table.add_row(f"{name}: {what[name]}", _times(*seconds), _gib(memory), fits)
     out().print(table)
-
-
-def _fits(needed: float, has: float) -> str:
-    return "it fits" if needed <= has else f"{_gib(needed)} GiB do not fit"
 
 
 def _times(low: float, high: float) -> str:

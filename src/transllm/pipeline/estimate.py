@@ -117,7 +117,7 @@ class Estimate:
         settings = self.recipe.extend
         learned = min(settings.sample_characters, 20_000_000) / 2e5 if settings.at_most else 0.0
         return StagePlan("extend", None, None, (8.0 + 20 * self.stored_gib, 15.0 + 40 * self.stored_gib + learned),
-                         self.first + 3 * self.stored_gib, self.stored_gib, note=f"up to {settings.at_most:,} new sub-words",
+                         self.first + 0.5 + 1.2 * self.stored_gib, self.stored_gib, note=f"up to {settings.at_most:,} new sub-words",
                          host=self.host)
 
     def _merge(self) -> StagePlan:

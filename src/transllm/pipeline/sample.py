@@ -52,10 +52,12 @@ def cut_config(config: Any, layers: int, rows: int, narrow: int) -> Any:
     set_depth(text, layers)
     text.vocab_size = cut.vocab_size = rows
     text.pad_token_id = cut.pad_token_id = None  # may lie behind the end of a part of the vocabulary
-    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
-        value = getattr(text, name, None)
-        if narrow > 1 and value:
-            setattr(text, name, max(1, value // narrow))
+    if narrow > 1:
+        # Heads become fewer, not smaller: rotary positions need an even size.
+        text.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+            if getattr(text, name, None):
+                setattr(text, name, max(1, getattr(text, name) // narrow))
     return cut
 
 
