@@ -12,8 +12,10 @@ from typer.testing import CliRunner, Result
 
 from transllm.cli import app
 from transllm.cli.console import count, duration
+from transllm.cli.plan import show
 from transllm.cli.run import sample_conversation
 from transllm.cli.segments import mask_line, piece_line
+from transllm.pipeline.devices import Device
 from transllm.pipeline.plan import Plan, plan
 from transllm.recipe import load_recipe
 
@@ -103,27 +105,47 @@ def test_plan_by_size_says_that_it_is_about(tmp_path: Path) -> None:
 def test_plan_counts_exactly(tmp_path: Path) -> None:
     recipe = load_recipe(LLAMA, overrides=["training.lora.r=4", "extend.vocab_size=7", "training.embeddings=new"])
     for tied in (True, False):
-        shape = plan(recipe, config=tiny_config(tmp_path, tied=tied), device_tflops=1.0).shape
+        shape = plan(recipe, config=tiny_config(tmp_path, tied=tied), device=Device("some", 1.0)).shape
         layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 2 * 16
         assert shape.parameters == 2 * layer + 16 + 100 * 16 * (1 if tied else 2)
         assert shape.matrix_parameters == 2 * layer + 16 + 100 * 16 and shape.tied is tied
         assert shape.lora_parameters == 2 * 4 * (2 * (16 + 16) + 2 * (16 + 8) + 3 * (16 + 32))
-    trained = plan(recipe, config=tiny_config(tmp_path, tied=True), device_tflops=1.0).trained
+    trained = plan(recipe, config=tiny_config(tmp_path, tied=True), device=Device("some", 1.0)).trained
     assert trained == shape.lora_parameters + (7 + 3) * 16
 
 
-def planned(*overrides: str, devices: int = 1) -> Plan:
-    recipe = load_recipe(LLAMA, overrides=overrides)
-    return plan(recipe, config=LLAMA_CONFIG, device_tflops=100.0, devices=devices)
+def test_plan_shows_every_strategy_and_what_fits(tmp_path: Path) -> None:
+    options = ("plan", LLAMA, "--config", LLAMA_CONFIG, "--devices", 8, "--device", "4090")
+    result = call(*options, "--nodes", 2, "--strategy", "fsdp")
+    assert result.exit_code == 0, result.output
+    for words in ("8 devices of 165 TFLOPS, fsdp, on 2 nodes", "ddp: each holds the model", "zero3: all is shared", "Fits 4090",
+                  "4090 has 24 GiB", "25 GB/s between devices of different nodes", "Nothing was measured"):
+        assert words in result.output, words
+    wrongs = ((("--strategy", "ddq"), "no strategy 'ddq'"), (("--nodes", 3), "shared evenly"), (("--device", "z80"), "no device"))
+    for wrong, words in wrongs:
+        refused = call(*options, *wrong)
+        assert refused.exit_code == 2 and words in " ".join(refused.output.replace("│", " ").split()), refused.output
 
 
-def test_plan_scales_as_it_should() -> None:
-    one, eight = planned(), planned(devices=8)
-    assert one.stages[2].seconds[0] == pytest.approx(8 * eight.stages[2].seconds[0])
-    assert one.stages[2].steps == 1908 and one.stages[2].seconds[0] < one.stages[2].seconds[1]
+def test_plan_measures_here_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [f"{name}.{key}=64" for name in ("pretrain", "bitext", "finetune")
+             for key in ("micro_tokens", "batch_tokens", "sequence_length")]
+    recipe = load_recipe(LLAMA, overrides=[*small, *(f"{name}.batch_size=2" for name in ("recover", "bridge", "evaluate"))])
+    show(plan(recipe, config=tiny_config(tmp_path), seconds=0.1))
+    told = capsys.readouterr().out
+    assert "Times are measured here" in told and "of its 2 layers" in told and "Strategies" not in told
+    rough = call("plan", LLAMA, "--config", tiny_config(tmp_path), "--no-calibration")
+    assert rough.exit_code == 0 and "A matrix product runs at" in rough.output and "Times are measured" not in rough.output
+
+
+def test_plan_of_what_is_skipped_and_of_what_trains() -> None:
+    def planned(*overrides: str) -> Plan:
+        return plan(load_recipe(LLAMA, overrides=overrides), config=LLAMA_CONFIG, device=Device("some", 100.0, training=(0.3, 0.7)))
+
+    one = planned()
     # 1e9 tokens at 4 N + 2 N for checkpointing, N = 6.7e9, are about 4e19 FLOPs: 6e5 seconds at 70 % of 100 TFLOPS.
-    assert 6e5 * 0.9 < one.stages[2].seconds[0] < 6e5 * 1.3
-    assert planned("training.gradient_checkpointing=false").stages[2].memory_gib[0] > 2 * one.stages[2].memory_gib[0]
+    assert one.stages[2].steps == 1908 and 6e5 * 0.9 < one.stages[2].seconds[0] < 6e5 * 1.3
+    assert planned("training.gradient_checkpointing=false").stages[2].memory_gib > 2 * one.stages[2].memory_gib
     assert planned("training.embeddings=new").trained < one.trained
     skipped = planned("pretrain.tokens=0")
     assert skipped.stages[2].seconds == (0.0, 0.0) and "skipped" in skipped.stages[2].note

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ class Shape:
         layers: number of decoder layers.
         tied: whether embedding and head are one matrix.
         lora_parameters: those of the adapter.
+        layer_parameters: of one layer, the mean.
+        key_values: numbers that a layer keeps of each token while it writes (the cache).
         exact: False where only the parameter count was given, and the rest is the usual proportion.
+        config: transformers' own; None where only the parameter count was given.
     """
 
     origin: str
@@ -52,7 +55,10 @@ class Shape:
     layers: int
     tied: bool
     lora_parameters: int
+    layer_parameters: int
+    key_values: int
     exact: bool = True
+    config: Any = field(default=None, repr=False, compare=False)
 
 
 def shape_of(source: ModelSource, lora: Lora, *, folder: Path, config: Path | None = None, parameters: float | None = None) -> Shape:
@@ -124,10 +130,13 @@ def _counted(config: Any, lora: Lora, *, origin: str) -> Shape:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     text = config.get_text_config()
     vocabulary, hidden = embedding.weight.shape
+    layers, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
+    head_size = int(getattr(text, "head_dim", None) or hidden // heads)
     return Shape(
         origin=origin, parameters=parameters, matrix_parameters=parameters if tied else parameters - embedding.weight.numel(),
         vocabulary=vocabulary, hidden=hidden, intermediate=int(getattr(text, "intermediate_size", None) or 4 * hidden),
-        layers=int(text.num_hidden_layers), tied=tied,
+        layers=layers, tied=tied, layer_parameters=(parameters - vocabulary * hidden * (1 if tied else 2)) // layers,
+        key_values=2 * head_size * int(getattr(text, "num_key_value_heads", None) or heads), config=config,
         lora_parameters=sum(lora.r * (linear.in_features + linear.out_features) for linear in _adapted(model, head, lora.targets)))
 
 
@@ -153,4 +162,5 @@ def _usual_shape(parameters: float, lora: Lora) -> Shape:
     per_layer = 4 * (hidden + hidden) + 3 * (hidden + intermediate)  # q, k, v, o and gate, up, down
     return Shape(origin="the size given; its proportions are assumed", parameters=round(parameters), matrix_parameters=round(parameters),
                  vocabulary=32_000, hidden=hidden, intermediate=intermediate, layers=layers, tied=False,
-                 lora_parameters=lora.r * per_layer * layers, exact=False)
+                 lora_parameters=lora.r * per_layer * layers, layer_parameters=round(parameters / layers), key_values=2 * hidden,
+                 exact=False)

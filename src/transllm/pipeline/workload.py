@@ -1,0 +1,155 @@
+"""How much a recipe asks of each stage: steps and tokens, as far as they are known before the run, and lengths that are assumed.
+
+What is assumed stands here and nowhere else. The lengths are those of the demo's runs and of the corpora that recipes name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transllm.data.prompts import seed_prompts
+from transllm.recipe.schema import Recipe, TrainStage
+
+ANSWER = 100
+"""Tokens of an answer at least, where the recipe's limit leaves it so many; at most it is as long as the limit."""
+PROMPT = 45
+"""Tokens of a question in the chat template."""
+SENTENCE = 25
+DOCUMENT, SIDE = 300, 40
+"""Tokens of a document, and of one that is the side of sentence pairs (where a recipe names no documents)."""
+SCORED = 330
+"""Tokens of a held-out document that are scored at most (``evaluation.scoring.SCORED_BYTES``)."""
+_QUERY = 15
+_SELF_PROMPT = (30, 96)
+_SELF_KEPT = 0.85
+_TARGET = 1.5
+"""Tokens of the new language for one of English."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What a training stage does.
+
+    Attributes:
+        name: the stage's.
+        stage: its section.
+        row: tokens of a row, the mean.
+        labelled: share of the tokens that are learned: only those pass the head.
+    """
+
+    name: str
+    stage: TrainStage
+    row: int
+    labelled: float
+
+    @property
+    def bins_a_step(self) -> int:
+        """Micro batches of an optimiser step, of all devices; as ``training.plan_steps`` counts them."""
+        return max(1, round(self.stage.batch_tokens / self.stage.micro_tokens))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps. Rows never fill their bins quite (0.4 to 2 % of the room), which can add one in a hundred."""
+        return math.ceil(math.ceil(self.stage.tokens / self.stage.micro_tokens) / self.bins_a_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Answers that are written in batches.
+
+    Attributes:
+        rows: how many.
+        batch: rows at once.
+        prompt: tokens of a prompt.
+        length: tokens of an answer, from-to; the longest of a batch decides when it ends.
+    """
+
+    rows: int
+    batch: int
+    prompt: int
+    length: tuple[int, int]
+
+    @property
+    def context(self) -> int:
+        """Tokens that a row holds when its answer is half written."""
+        return self.prompt + self.length[1] // 2
+
+
+def document_tokens(recipe: Recipe) -> int:
+    """Tokens of a target-language document."""
+    return DOCUMENT if recipe.data.target else SIDE
+
+
+def learning(recipe: Recipe) -> Iterator[Learning]:
+    """The training stages that have a budget."""
+    sizes = {"pretrain": _documents(recipe), "bitext": _pairs(recipe), "finetune": _conversations(recipe)}
+    for name, (row, labelled) in sizes.items():
+        stage: TrainStage = getattr(recipe, name)
+        if stage.tokens:
+            yield Learning(name, stage, min(row, stage.sequence_length), labelled)
+
+
+def _documents(recipe: Recipe) -> tuple[int, float]:
+    row = min(document_tokens(recipe), recipe.pretrain.sequence_length)
+    return row, 1 - 1 / row
+
+
+def _pairs(recipe: Recipe) -> tuple[int, float]:
+    """Target sides have the most tokens; which sources are learned is the recipe's choice, and replayed documents are learned whole."""
+    stage, target = recipe.bitext, _TARGET / (1 + _TARGET)
+    answers = stage.to_target * target + (1 - stage.to_target) * (1 - target)
+    sources = {True: 1 - answers, False: 0.0, "target": (1 - stage.to_target) * target}[stage.source_loss]
+    return round((1 + _TARGET) * SENTENCE), min(0.97, (answers + sources) * (1 - stage.replay) + stage.replay)
+
+
+def _conversations(recipe: Recipe) -> tuple[int, float]:
+    """Tokens and labels of the three kinds of rows, by their shares."""
+    stage = recipe.finetune
+    answer = min(recipe.recover.max_new_tokens, 2 * ANSWER)
+    whole = answer * (0.75 if recipe.bridge.cut_answers == "trim" else 1.0)  # what a cut answer keeps
+    chain = _QUERY + whole * (1 + _TARGET)
+    earlier = stage.history * 1.5 * (_QUERY + whole)
+    instruction = (1 + _TARGET) * SENTENCE
+    kinds = ((1 - stage.recovery - stage.translation, PROMPT + earlier, chain), (stage.recovery, PROMPT, float(answer)),
+             (stage.translation, PROMPT + instruction / 2, instruction / 2))
+    asked, learned = sum(share * prompt for share, prompt, _ in kinds), sum(share * labels for share, _, labels in kinds)
+    return round(asked + learned), learned / (asked + learned)
+
+
+def recovering(recipe: Recipe) -> list[Writing]:
+    """The original's answers, and the prompts that it writes itself."""
+    settings = recipe.recover
+    wanted = settings.count + recipe.evaluate.answers
+    rows = wanted + round(settings.sampled * settings.count)
+    found = [Writing(rows, settings.batch_size, PROMPT, _up_to(settings.max_new_tokens))]
+    given = len(list(seed_prompts())) if "seed" in settings.prompts else 0
+    if "self" in settings.prompts and all(isinstance(origin, str) for origin in settings.prompts) and wanted > given:
+        rounds = math.ceil((wanted - given) / _SELF_KEPT / settings.batch_size)
+        found.append(Writing(rounds * settings.batch_size, settings.batch_size, 4, _SELF_PROMPT))
+    return found
+
+
+def bridging(recipe: Recipe) -> Writing:
+    """Sentences that the model translates into the new language; none where another translator does."""
+    chains = min(recipe.recover.count, recipe.bridge.count) if recipe.bridge.translator == "self" else 0
+    low, high = _up_to(recipe.recover.max_new_tokens)
+    sentences = 1 + math.ceil((low + high) / 2 / SENTENCE)
+    return Writing(chains * sentences, recipe.bridge.batch_size, SENTENCE + 2, (round(_TARGET * SENTENCE), 4 * SENTENCE))
+
+
+def evaluating(recipe: Recipe) -> tuple[int, Writing, Writing]:
+    """Tokens that are scored, translations and chains of all models."""
+    settings = recipe.evaluate
+    models = 5  # original, extend, pretrain, bitext, finetune; the merged one is finetune bit for bit, and measured only if not
+    target = min(SCORED, document_tokens(recipe))
+    english = min(SCORED, DOCUMENT if recipe.data.english else SIDE)
+    answers = settings.answers * (PROMPT + min(recipe.recover.max_new_tokens, 2 * ANSWER)) * 2  # both models read them
+    read = models * (settings.documents * (target + english) + answers)
+    return (read, Writing(3 * 2 * settings.sentences, settings.batch_size, PROMPT + SENTENCE, (round(_TARGET * SENTENCE), 5 * SENTENCE)),
+            Writing(2 * settings.query_count, settings.batch_size, PROMPT, _up_to(settings.max_new_tokens)))
+
+
+def _up_to(limit: int) -> tuple[int, int]:
+    return min(ANSWER, limit), limit
