@@ -234,3 +234,13 @@ def test_trackers(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
     done = cli("run", home.recipe, "--runs", tmp_path, "--from", "pretrain", "--until", "pretrain", "--set",
                "training.trackers=[tensorboard]")
     assert done.code == 0 and len(list((run / "pretrain" / "tensorboard").glob("events.*"))) == 1, done.err
+
+
+def test_a_rate_that_makes_the_loss_no_number(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path, without=STAGES[2:])
+    _wrong(cli("inspect", "batch", run, "pretrain", "--failed"), "No step of the stage 'pretrain'")
+    done = cli("run", home.recipe, "--runs", tmp_path, "--until", "pretrain", "--set", "pretrain.learning_rate=1e30")
+    _wrong(done, "The loss is not a number in step 2", "It begins in bin 1 of 1", "lora_A")
+    shown = cli("inspect", "batch", run, "pretrain", "--failed", "--rows", "2")
+    assert shown.code == 0 and shown.out.startswith("step: 2\nloss: nan\n") and shown.out.count("bin 1, row ") == 2, shown
+    assert "⟦" in shown.out and "more rows: --rows" in shown.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def _events(folder: Path) -> list[tuple[int, str, float]]:
     from tensorboardX.proto.event_pb2 import Event
 
     shown: list[tuple[int, str, float]] = []
-    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+    for file in sorted(folder.glob("events.*")):
         content, place = file.read_bytes(), 0
         while place < len(content):
             length = int.from_bytes(content[place: place + 8], "little")
@@ -66,7 +67,7 @@ def test_tensorboard_shows_the_log_whatever_stopped_it(adapt: Callable[..., Adap
 
 
 def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
-    """The writer's thread ends where it cannot write; whoever puts into its queue must not wait for it."""
+    """tensorboardX's own writer would wait at the end of the process for a thread that could not write."""
     code = f"""
 import pathlib, resource, time
 from transllm.training.trackers import Trackers
@@ -88,6 +89,34 @@ def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"'wandb' of training.trackers needs .* pip install 'transllm\[wandb\]'"):
         Trackers(["wandb"], folder=tmp_path, step=0)
+
+
+def test_any_tracker_of_accelerate_starts_and_goes_on_in_its_run(tmp_path: Path) -> None:
+    """In a process that has used nothing else of accelerate; with a package in the place of W&B's, which takes what it is told."""
+    code = f"""
+import pathlib, sys, types
+class Run:
+    def log(self, values, step): print("log", step, values)
+    def finish(self): print("finish")
+def init(**settings):
+    print("init", sorted(settings), settings["id"], settings["resume"])
+    return Run()
+wandb = types.ModuleType("wandb")
+wandb.init = init
+wandb.__spec__ = types.SimpleNamespace()
+sys.modules["wandb"] = wandb
+from transllm.training.trackers import Trackers
+for step in (0, 2):
+    trackers = Trackers(["wandb"], folder=pathlib.Path({str(tmp_path / "run" / "bitext")!r}), step=step)
+    trackers.log({{"step": step + 1, "steps": 9, "loss": 0.5, "event": "x"}})
+    trackers.finish()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")})
+    first, log, end, *second = done.stdout.splitlines()
+    assert log == "log 1 {'loss': 0.5}" and end == "finish", done
+    assert re.fullmatch(r"init \['dir', 'id', 'name', 'project', 'resume'\] run-bitext-[0-9a-f]{8} allow", first)
+    assert second == [first, "log 3 {'loss': 0.5}", "finish"], "the second sitting is the same run"
 
 
 def test_none_writes_nothing(tmp_path: Path) -> None:

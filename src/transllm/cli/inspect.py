@@ -69,7 +69,8 @@ def batch(
     if failed:
         noted, shown = inspect_failed(run, stage)
         for key, value in noted.items():
-            console.print(f"{key}: {value}", style="bold", markup=False)
+            shown_value = str(value)
+            console.print(f"{key}: {shown_value if len(shown_value) < 300 else shown_value[:300] + ' ...'}", style="bold", markup=False)
         named = shown[:rows]
     else:
         named = [(f"row {number}", pieces) for number, pieces in enumerate(inspect_rows(run, stage, rows), 1)]

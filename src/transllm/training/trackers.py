@@ -1,9 +1,14 @@
-"""Experiment trackers: the numbers of the log, where people look at curves of many runs. accelerate knows how to speak to each."""
+"""Experiment trackers: the numbers of the log, where people look at curves of many runs.
+
+accelerate speaks to the services. TensorBoard's files are written here: the writer that accelerate would use hands each number to a thread,
+and where the disk is full the thread ends, and the process waits for it for ever.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +18,7 @@ from transllm.errors import MissingExtraError
 from transllm.files import write_json
 from transllm.recipe.schema import Tracker
 
-_PACKAGES: dict[Tracker, tuple[str, ...]] = {
-    "tensorboard": ("tensorboardX", "tensorboard"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",)}
+_PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 _IDS = "trackers.json"
 
 
@@ -25,8 +29,8 @@ def require(names: Sequence[Tracker]) -> None:
         MissingExtraError: it is, with the extra that brings it.
     """
     for name in names:
-        if not any(importlib.util.find_spec(package) for package in _PACKAGES[name]):
-            raise MissingExtraError(_PACKAGES[name][0], name, f"The tracker '{name}' of training.trackers")
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise MissingExtraError(_PACKAGES[name], name, f"The tracker '{name}' of training.trackers")
 
 
 class Trackers:
@@ -64,13 +68,54 @@ class Trackers:
             tracker.finish()
 
 
-def _tracker(name: Tracker, folder: Path, step: int) -> Any:
-    from accelerate import tracking
+class TensorBoard:
+    """TensorBoard's event files, one a sitting.
 
-    run = f"{folder.parent.name}-{folder.name}"
+    Args:
+        folder: where they lie.
+        step: the last step that is done; the points of earlier files that lie behind it are taken back.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        self._folder, self._step = folder, step
+
+    def start(self) -> None:
+        """Open a file."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Files of one second are told apart, and read in their order, by the end of their name.
+        self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=f".{time.time_ns()}")
+        first = self._step + 1 if self._step else 0  # before the first step stands a measurement, which is made again too
+        self._write(first, session_log=SessionLog(status=SessionLog.START))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Write the numbers of a step, to the disk at once."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._write(step, summary=Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()]))
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
+
+
+def _tracker(name: Tracker, folder: Path, step: int) -> Any:
     if name == "tensorboard":
-        # With room for a whole line: where the disk is full its thread ends, and a full queue would wait for it for ever.
-        return tracking.TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else 0, max_queue=10_000)
+        return TensorBoard(folder / "tensorboard", step=step)
+    from accelerate import PartialState, tracking
+
+    PartialState()  # its trackers log, and its logger must know which process this is
+    run = f"{folder.parent.name}-{folder.name}"
     if name == "mlflow":
         return tracking.MLflowTracker("transllm", run_id=_known(folder).get("mlflow"), run_name=run)
     known = _known(folder).get(name) or _remember(folder, name, f"{run}-{uuid.uuid4().hex[:8]}")
