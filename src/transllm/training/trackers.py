@@ -50,8 +50,6 @@ class Trackers:
         self._trackers = [_tracker(name, folder, step) for name in dict.fromkeys(names)]
         for tracker in self._trackers:
             tracker.start()
-            if tracker.name == "tensorboard":
-                _let_go_at_exit(tracker.writer)
         if "mlflow" in names:
             active = next(tracker for tracker in self._trackers if tracker.name == "mlflow").tracker
             _remember(folder, "mlflow", active.info.run_id)
@@ -122,14 +120,6 @@ def _tracker(name: Tracker, folder: Path, step: int) -> Any:
     if name == "wandb":
         return tracking.WandBTracker("transllm", name=run, id=known, resume="allow", dir=str(folder))
     return tracking.TrackioTracker("transllm", name=known, resume="allow")
-
-
-def _let_go_at_exit(writer: Any) -> None:
-    """tensorboardX passes events to its thread through a pipe: where the disk is full the thread ends, and a process that ends would wait
-    for somebody to empty the pipe. What is written in good order, ``finish`` has waited for."""
-    queue = getattr(getattr(writer.file_writer, "event_writer", None), "_event_queue", None)
-    if queue is not None:
-        queue.cancel_join_thread()
 
 
 def _known(folder: Path) -> dict[str, str]:
