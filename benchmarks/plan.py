@@ -128,7 +128,7 @@ def main() -> None:
             recipe = load_recipe(DEMO, overrides=[f"name={name}", *SMALL, *CHANGES[name], "model.file=null",
                                                   f"model.source={(given.out / 'model').resolve()}"])
         made = in_a_process(plan, recipe, clock=clock)
-        print(f"\n{name}: {made.assumptions[1]}\n{made.assumptions[-2]}", flush=True)
+        print(f"\n{name}: " + "\n".join(made.assumptions[1:]), flush=True)
         found = in_a_process(measured, recipe, given.out, until=UNTIL.get(name, "merge"))
         figures[name] = compared(made, found, clock=given.clock)
     for kind in ("time_error", "memory_error", "disk_error"):

@@ -108,7 +108,7 @@ def plan(recipe: Recipe, *, config: Path | None = None, parameters: float | None
                   f"{device.tflops:.3g} TFLOPS."
     estimate = Estimate(recipe, sizes, speed, cluster, width=width, kind=kind)
     return Plan(shape, sizes.trained, tuple(estimate.stages()), device, isinstance(speed, Measured), cluster, estimate.strategies(),
-                (f"The model's shape comes from {shape.origin}.", how, *_assumed(recipe, cluster)))
+                (f"The model's shape comes from {shape.origin}.", how, *_assumed(recipe, cluster, processor=kind == "cpu")))
 
 
 def _memory_here(device: torch.device) -> float:
@@ -118,7 +118,7 @@ def _memory_here(device: torch.device) -> float:
     return float(psutil.virtual_memory().total / GIB)
 
 
-def _assumed(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
+def _assumed(recipe: Recipe, cluster: Cluster, *, processor: bool) -> Iterator[str]:
     written = [one for one in (recovering(recipe)[0], evaluating(recipe)[2]) if one.length[0] < one.length[1]]
     if written:
         yield (f"How long answers will be is unknown: times go from {written[0].length[0]} tokens each to the recipe's limit of "
@@ -127,6 +127,9 @@ def _assumed(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
            + ", ".join(f"{work.name} {work.row} with {work.labelled:.0%} learned" for work in learning(recipe)) + ".")
     yield ("The time of prepare and of downloads is not counted; extend, merge and all that is written are rough. "
            "Disk is without caches of models and data.")
+    if processor:
+        yield ("Memory is that of a training's first steps: on a processor oneDNN keeps a kernel for each new shape, which adds a GiB or two in "
+               "hundreds of steps.")
     if cluster.devices > 1:
         yield (f"{cluster.bandwidth_gbs:g} GB/s between devices{'' if cluster.nodes == 1 else ' of different nodes'}. All devices share "
                "the training; the other stages run on one. zero2 and zero3 are for comparison: the loop runs ddp and fsdp.")
