@@ -10,7 +10,7 @@ import pytest
 from transllm import load_recipe
 from transllm.pipeline import transform
 from transllm.pipeline.bridge import _trimmed
-from transllm.pipeline.training_stages import _recovery_row
+from transllm.pipeline.mixture import _recovery_row
 from transllm.tcot import Renderer
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import Rows

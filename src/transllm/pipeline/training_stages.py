@@ -7,21 +7,20 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from transllm import processes
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
-from transllm.files import read_jsonl, write_json
+from transllm.files import write_json
 from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharding_asked
-from transllm.pipeline.instructions import to_english, to_target
+from transllm.pipeline.mixture import mixture, shuffled
 from transllm.pipeline.prepare import read_part
-from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe import notices
 from transllm.recipe.schema import TrainStage
-from transllm.tcot import Message, Renderer, Span
+from transllm.tcot import Renderer, Span
 from transllm.training import EncodedRow, Rows, train, write_rows
 
 _WATCHED = 12  # held-out documents scored for the log at the start, the middle and the end
@@ -56,7 +55,7 @@ def bitext(context: Context) -> Result:
                 made += len(row.ids)
                 yield row
         budget = min(made, stage.tokens) * stage.replay / max(1e-9, 1 - stage.replay)
-        texts = [row["text"] for row in _shuffled(read_part(context.run, "english", "train"), context)]
+        texts = [row["text"] for row in shuffled(read_part(context.run, "english", "train"), context)]
         for row in document_rows(texts, encode=context.spans.encode_english_batch, start=context.spans.markers.english,
                                  end=context.renderer.end_id, longest=stage.sequence_length):
             if budget <= 0:
@@ -73,15 +72,7 @@ def finetune(context: Context) -> Result:
 
     def rows() -> Iterator[EncodedRow]:
         kinds: dict[str, int] = {}
-        chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
-        share = 1 - stage.recovery - stage.translation
-        recovered = recovery_rows(context.run)
-        pairs = _shuffled(read_part(context.run, "pairs", "train"), context)
-        made = [("chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history)))
-                for number, row in enumerate(chains)]
-        made += [("recovery", _recovery_row(context.renderer, row)) for row in recovered[: round(len(chains) * stage.recovery / share)]]
-        made += [("translation", row) for row in _instruction_rows(context, pairs, round(len(chains) * stage.translation / share))]
-        for kind, row in made:
+        for kind, row in mixture(context):
             kind = kind if len(row.ids) <= stage.sequence_length else "too long"
             kinds[kind] = kinds.get(kind, 0) + 1
             if kind != "too long":
@@ -157,18 +148,12 @@ def _enough(rows: Sequence[dict[str, Any]], context: Context, key: str, *, budge
     """Shuffled rows, as many as a budget in tokens can need; texts of documents, whole rows of pairs."""
     characters = 0
     taken = []
-    for row in _shuffled(rows, context):
+    for row in shuffled(rows, context):
         if characters > budget * _CHARACTERS_A_TOKEN:
             break
         characters += len(row[key])
         taken.append(row["text"] if key == "text" else row)
     return taken
-
-
-def _shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
-    order = list(rows)
-    random.Random(context.recipe.seed).shuffle(order)
-    return order
 
 
 def pair_row(renderer: Renderer, pair: Mapping[str, str], *, to: str, source_loss: bool) -> EncodedRow:
@@ -182,52 +167,3 @@ def pair_row(renderer: Renderer, pair: Mapping[str, str], *, to: str, source_los
     trained[0] = False  # nothing stands before it
     trained[len(source)] = False  # which direction is asked for is not to be guessed
     return EncodedRow(ids, trained, len((spans[1].text + (spans[0].text if source_loss else "")).encode()))
-
-
-def _earlier(chains: Sequence[dict[str, Any]], number: int, share: float) -> Sequence[dict[str, Any]]:
-    """The chains whose turns come before this one: one or two for a share of the chains, spread evenly, and none for the others."""
-    before = int(number * share)
-    if int((number + 1) * share) == before:
-        return []
-    return chains[max(0, number - 1 - before % 2): number]
-
-
-def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:
-    spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
-    turns = [message for turn in after for message in (Message("user", turn["query_en"]), Message("assistant", turn["answer_en"]))]
-    return _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
-
-
-def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
-    # An answer that was cut teaches all its words, and no end.
-    return _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
-
-
-def _instruction_rows(context: Context, pairs: Sequence[Mapping[str, str]], asked: int) -> Iterator[EncodedRow]:
-    """Requests to translate. Half of those into English are about questions, as far as there are any.
-
-    Chains are about questions and orders, sentence pairs hardly ever are (2 % in catalogues and scripture), and both answers open with
-    ``<EN>``: by the pairs' own mixture a model learns to answer every question in the target language, also one that it is to translate.
-    """
-    into_target = round(asked * context.recipe.finetune.to_target)
-    into_english = asked - into_target
-    rest = pairs[into_target:]
-    questions = [pair for pair in rest if pair["english"].rstrip().endswith("?")][: into_english // 2]
-    others = [pair for pair in rest if not pair["english"].rstrip().endswith("?")][: into_english - len(questions)]
-    kinds: list[tuple[Literal["target", "english"], Sequence[Mapping[str, str]]]] = [
-        ("target", pairs[:into_target]), ("english", questions), ("english", others)]
-    for to, texts in kinds:
-        for number, pair in enumerate(texts):  # counted anew for each, so that all words of a request meet all kinds of text
-            yield _instruction_row(context, pair, number, to=to)
-
-
-def _instruction_row(context: Context, pair: Mapping[str, str], number: int, *,
-                     to: Literal["target", "english"]) -> EncodedRow:
-    renderer, language = context.renderer, context.recipe.target
-    message = to_target(pair["english"], language, number) if to == "target" else to_english(pair["target"], language, number)
-    return _conversation(renderer, [message], renderer.translation(pair[to], to=to))
-
-
-def _conversation(renderer: Renderer, messages: Sequence[Message], spans: Sequence[Span], *, end: bool = True) -> EncodedRow:
-    ids, trained = renderer.row(messages, spans, end=end)
-    return EncodedRow(ids, trained, sum(len(span.text.encode()) for span in spans))

@@ -1,0 +1,67 @@
+"""The chat model in this process as an engine of conversations: transformers, in batches that shrink (``local.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from transllm.generation.conversation import Conversation, Reply, ReplySampling
+from transllm.generation.engine import Sampling
+from transllm.generation.local import LocalEngine
+from transllm.model import LoadedModel, end_of_turn_ids
+
+_STAND_IN = "\ue000"  # a private-use character: no template tests for it, none trims it
+
+
+class TransformersEngine:
+    """Goes on with conversations with a chat model in memory.
+
+    Args:
+        loaded: the chat model, in its place and precision, with its tokenizer.
+        batch_size: conversations in work at once.
+    """
+
+    name = "transformers"
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 64) -> None:
+        self._tokenizer = loaded.tokenizer
+        self._stops = frozenset(end_of_turn_ids(loaded.model, loaded.tokenizer))
+        self._context = int(getattr(loaded.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+        self._engine = LocalEngine(loaded.model, pad_id=loaded.tokenizer.pad_token_id or 0, batch_size=batch_size,
+                                   vocabulary=len(loaded.tokenizer))
+
+    def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
+        """See ``ConversationEngine.generate``."""
+        prompts = [prompt_ids(self._tokenizer, conversation) for conversation in conversations]
+        fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._context]
+        for number in sorted(set(range(len(prompts))) - set(fitting)):
+            yield Reply(number, "", (), "too long", len(prompts[number]), 0)
+        how = Sampling(sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, stop_ids=self._stops,
+                       seed=sampling.seed)
+        for made in self._engine.generate([prompts[number] for number in fitting], sampling=how):
+            number = fitting[made.index]
+            ids = made.ids[:-1] if made.finish == "stop" else made.ids
+            yield Reply(number, str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), made.finish,
+                        len(prompts[number]), len(made.ids))
+
+    def close(self) -> None:
+        """Nothing is held but memory, which goes with the object."""
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Ids of a conversation in the model's template, up to where the next speaker's words begin."""
+    turns: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+    if conversation.speaker == "assistant":
+        return cast(list[int], tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+    return list(tokenizer(prompt_text(tokenizer, conversation), add_special_tokens=False)["input_ids"])
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+    """The same as text, with control tokens written out."""
+    turns: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+    if conversation.speaker == "assistant":
+        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    rendered = str(tokenizer.apply_chat_template([*turns, {"role": "user", "content": _STAND_IN}], tokenize=False))
+    return rendered[: rendered.index(_STAND_IN)]

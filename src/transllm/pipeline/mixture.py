@@ -1,0 +1,86 @@
+"""The rows that *finetune* learns: chains, recovery conversations and translation instructions, in the recipe's shares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from transllm.files import read_jsonl
+from transllm.pipeline.instructions import to_english, to_target
+from transllm.pipeline.prepare import read_part
+from transllm.pipeline.recover import recovery_rows
+from transllm.pipeline.stage import Context
+from transllm.tcot import Message, Renderer, Span
+from transllm.training import EncodedRow
+
+
+def mixture(context: Context) -> Iterator[tuple[str, EncodedRow]]:
+    """All rows, each with its kind. Chains set the number; the shares of the others are of rows."""
+    stage = context.recipe.finetune
+    chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
+    share = 1 - stage.recovery - stage.translation
+    recovered = recovery_rows(context.run)
+    pairs = shuffled(read_part(context.run, "pairs", "train"), context)
+    for number, row in enumerate(chains):
+        yield "chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history))
+    for row in recovered[: round(len(chains) * stage.recovery / share)]:
+        yield "recovery", _recovery_row(context.renderer, row)
+    for made in _instruction_rows(context, pairs, round(len(chains) * stage.translation / share)):
+        yield "translation", made
+
+
+def shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
+    """In the order of the run's seed."""
+    order = list(rows)
+    random.Random(context.recipe.seed).shuffle(order)
+    return order
+
+
+def _earlier(chains: Sequence[dict[str, Any]], number: int, share: float) -> Sequence[dict[str, Any]]:
+    """The chains whose turns come before this one: one or two for a share of the chains, spread evenly, and none for the others."""
+    before = int(number * share)
+    if int((number + 1) * share) == before:
+        return []
+    return chains[max(0, number - 1 - before % 2): number]
+
+
+def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:
+    spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
+    turns = [message for turn in after for message in (Message("user", turn["query_en"]), Message("assistant", turn["answer_en"]))]
+    return _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
+
+
+def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
+    # An answer that was cut teaches all its words, and no end.
+    return _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
+
+
+def _instruction_rows(context: Context, pairs: Sequence[Mapping[str, str]], asked: int) -> Iterator[EncodedRow]:
+    """Requests to translate. Half of those into English are about questions, as far as there are any.
+
+    Chains are about questions and orders, sentence pairs hardly ever are (2 % in catalogues and scripture), and both answers open with
+    ``<EN>``: by the pairs' own mixture a model learns to answer every question in the target language, also one that it is to translate.
+    """
+    into_target = round(asked * context.recipe.finetune.to_target)
+    into_english = asked - into_target
+    rest = pairs[into_target:]
+    questions = [pair for pair in rest if pair["english"].rstrip().endswith("?")][: into_english // 2]
+    others = [pair for pair in rest if not pair["english"].rstrip().endswith("?")][: into_english - len(questions)]
+    kinds: list[tuple[Literal["target", "english"], Sequence[Mapping[str, str]]]] = [
+        ("target", pairs[:into_target]), ("english", questions), ("english", others)]
+    for to, texts in kinds:
+        for number, pair in enumerate(texts):  # counted anew for each, so that all words of a request meet all kinds of text
+            yield _instruction_row(context, pair, number, to=to)
+
+
+def _instruction_row(context: Context, pair: Mapping[str, str], number: int, *,
+                     to: Literal["target", "english"]) -> EncodedRow:
+    renderer, language = context.renderer, context.recipe.target
+    message = to_target(pair["english"], language, number) if to == "target" else to_english(pair["target"], language, number)
+    return _conversation(renderer, [message], renderer.translation(pair[to], to=to))
+
+
+def _conversation(renderer: Renderer, messages: Sequence[Message], spans: Sequence[Span], *, end: bool = True) -> EncodedRow:
+    ids, trained = renderer.row(messages, spans, end=end)
+    return EncodedRow(ids, trained, sum(len(span.text.encode()) for span in spans))
