@@ -46,6 +46,7 @@ class Adapted:
         self.train = train
         self.original_size = original_size
         self.size = size
+        self._own_attention = str(self.base.config._attn_implementation)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -124,6 +125,19 @@ class Adapted:
             finally:
                 for rows in embeddings:
                     rows.original_only = False
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[PreTrainedModel]:
+        """Inside, the model can be handed to an engine: in evaluation mode, with the attention that it came with. Packed rows and the
+        cache of an answer are not for one attention."""
+        training, packing = self.peft.training, self.base.config._attn_implementation
+        self.peft.eval()
+        self.base.set_attn_implementation(self._own_attention)
+        try:
+            yield self.base
+        finally:
+            self.base.set_attn_implementation(packing)
+            self.peft.train(training)
 
     def state(self) -> dict[str, Tensor]:
         """All trained tensors, by their name in the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from transllm.files import read_jsonl
@@ -53,7 +54,8 @@ def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[
 
 def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
     # An answer that was cut teaches all its words, and no end.
-    return _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
+    made = _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
+    return replace(made, by_original=True)
 
 
 def _instruction_rows(context: Context, pairs: Sequence[Mapping[str, str]], asked: int) -> Iterator[EncodedRow]:

@@ -82,6 +82,7 @@ class Stage:
         work: the function.
         version: raised when the code changes what it writes.
         shared: all processes work on it; of the others the main process takes care alone.
+        apart: keys in these sections that decide the result of another stage.
     """
 
     name: str
@@ -90,12 +91,19 @@ class Stage:
     work: Callable[[Context], Result]
     version: int = 1
     shared: bool = False
+    apart: tuple[str, ...] = ()
 
     def digest(self, recipe: Recipe, inputs: dict[str, str], extra: str = "") -> str:
         """Digest of all that decides the result: settings, seed, inputs, code version."""
         known = {"stage": self.name, "version": self.version, "seed": recipe.seed, "inputs": inputs, "extra": extra,
-                 "sections": {name: _without_harmless(_section(movable(recipe), name)) for name in self.sections}}
+                 "sections": {name: _without_harmless(self._own(movable(recipe), name)) for name in self.sections}}
         return hashlib.sha256(json.dumps(known, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+    def _own(self, recipe: dict[str, Any], path: str) -> Any:
+        """A section without the keys that are another stage's."""
+        section = _section(recipe, path)
+        others = {key.removeprefix(f"{path}.") for key in self.apart if key.startswith(f"{path}.")}
+        return {key: value for key, value in section.items() if key not in others} if others else section
 
 
 def _section(recipe: dict[str, Any], path: str) -> Any:

@@ -11,14 +11,17 @@ from transllm.pipeline.recover import recover
 from transllm.pipeline.stage import Stage
 from transllm.pipeline.training_stages import bitext, finetune, pretrain
 
+_LEARNED = ("recover.by", "recover.logits")  # how the answers are learned, which *recover* does not need to know
+
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", (), ("data", "language"), prepare),
     Stage("extend", ("prepare",), ("model", "language", "extend"), extend, version=2),
     Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain, shared=True),
     Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext, shared=True),
-    Stage("recover", (), ("model", "recover", "evaluate.answers"), recover),
+    Stage("recover", (), ("model", "recover", "evaluate.answers"), recover, apart=_LEARNED),
     Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge),
-    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training"), finetune, version=2, shared=True),
+    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training", *_LEARNED), finetune, version=3,
+          shared=True),
     Stage("merge", ("extend", "finetune"), ("merge",), merge),
     Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate),
 )

@@ -21,7 +21,7 @@ from transllm.pipeline.stage import Context, Result
 from transllm.recipe import notices
 from transllm.recipe.schema import TrainStage
 from transllm.tcot import Renderer, Span
-from transllm.training import EncodedRow, Rows, train, write_rows
+from transllm.training import EncodedRow, Recovery, Rows, train, write_rows
 
 _WATCHED = 12  # held-out documents scored for the log at the start, the middle and the end
 _CHARACTERS_A_TOKEN = 6  # more than any tokenizer makes of a text: enough text for a budget without encoding a whole corpus
@@ -81,7 +81,9 @@ def finetune(context: Context) -> Result:
 
     counted = row_folder(context.run, "finetune") / "kinds.json"
     form = {*context.renderer.fresh_ids, context.renderer.end_id}
-    result = _train(context, "finetune", rows, stage, before="bitext", heavy=dict.fromkeys(form, stage.form_weight))
+    recover = context.recipe.recover
+    result = _train(context, "finetune", rows, stage, before="bitext", heavy=dict.fromkeys(form, stage.form_weight),
+                    recovery=Recovery(recover.by, recover.logits, context.renderer.stop_ids))
     if counted.exists():
         kinds = json.loads(counted.read_text(encoding="utf-8"))
         too_long = kinds.pop("too long", 0)
@@ -96,7 +98,7 @@ def row_folder(run: Path, stage: str) -> Path:
 
 
 def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]], stage: TrainStage, *, before: str | None,
-           heavy: Mapping[int, float] | None = None) -> Result:
+           heavy: Mapping[int, float] | None = None, recovery: Recovery = Recovery()) -> Result:  # noqa: B008  # frozen
     """Build the rows once, load model and adapter, train, write the adapter."""
     training = context.recipe.training
     folder = row_folder(context.run, name)
@@ -127,7 +129,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
                                   head=adapted.head)
 
     report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
-                   progress=context.progress, label=name, held_out=held_out, heavy=heavy)
+                   progress=context.progress, label=name, held_out=held_out, heavy=heavy, recovery=recovery)
 
     def keep() -> None:
         adapted.save(context.folder)

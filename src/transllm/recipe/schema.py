@@ -291,8 +291,35 @@ class Extend(Section):
         return self.most if self.vocab_size == "auto" else self.vocab_size
 
 
+class Logits(Section):
+    """How the model is held against the original's distributions while it trains (training/mirror.py). The original is the same weights
+    with the adapter off, so this costs a forward pass over the recovery rows and no memory."""
+
+    divergence: Literal["forward", "reverse", "mixed"] = "forward"
+    """``forward``: KL(original || model), what *evaluate* measures. ``reverse``: KL(model || original). ``mixed``: the generalised
+    Jensen-Shannon divergence (arXiv 2306.13649)."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The original's share of the mixture of ``mixed``."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Both distributions are flattened by it. 1: they are what the models sample from."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """What a place counts, where a label counts 1."""
+    own_samples: Share = 0.0
+    """Share of the recovery rows whose answers the model writes itself, sampled at temperature 1, to be held against the original there:
+    it is then corrected where it goes itself (arXiv 2306.13649). Their words are never labels."""
+    refresh: Count = 16
+    """Steps between two moments at which it writes those for the steps that come. Fewer keep them closer to the model that learns from
+    them, and make smaller batches to write."""
+
+
 class Recover(Section):
     """The original chat model answers English prompts."""
+
+    by: Literal["text", "logits", "both"] = "text"
+    """What *finetune* learns from the answers. ``text``: their words, as in the paper. ``logits``: the original's distribution at each of
+    them. ``both``: the sum of both losses. Needs the original inside the model: not with ``training.train: full`` or
+    ``training.embeddings: all``."""
+    logits: Logits = Logits()
 
     prompts: list[Literal["seed", "self"] | Source] = ["seed", "self"]
     """``seed``: the library's own; ``self``: the model writes user turns itself (Magpie, arXiv 2406.08464); or files and data sets."""

@@ -4,6 +4,7 @@ from transllm.training.checkpoint import Checkpoints
 from transllm.training.interrupts import Interrupted
 from transllm.training.loop import TrainReport, train
 from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy, summed_kl
+from transllm.training.mirror import Recovery
 from transllm.training.packing import Packed, batches_of, pack
 from transllm.training.rows import EncodedRow, Rows, write_rows
 
@@ -13,6 +14,7 @@ __all__ = [
     "EncodedRow",
     "Interrupted",
     "Packed",
+    "Recovery",
     "Rows",
     "TrainReport",
     "batches_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transllm.files import write_json
 from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training
+from transllm.training.mirror import Rewritten, hear
 from transllm.training.movement import Movement, some
 from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
@@ -47,12 +48,14 @@ class Batch:
     shares: Sequence[Share]
 
 
-def batch_of(rows: Rows, bins: Sequence[Sequence[int]], *, step: int, seed: int, even: bool, device: torch.device) -> Batch:
+def batch_of(rows: Rows, bins: Sequence[Sequence[int]], *, step: int, seed: int, even: bool, device: torch.device,
+             by: str = "text", rewritten: Mapping[int, Rewritten] | None = None) -> Batch:
     """Build this process's bins of a step.
 
     Args:
         bins: those of all processes.
         even: all processes pass as many bins, because they lend each other weights in each pass; one that has fewer passes another's.
+        by, rewritten: see ``batches_of``.
     """
     rank, world = processes.rank(), processes.world()
     own = list(range(rank, len(bins), world))
@@ -60,7 +63,8 @@ def batch_of(rows: Rows, bins: Sequence[Sequence[int]], *, step: int, seed: int,
     members = [bins[number] for number in numbers]
     lengths = [[int(rows.offsets[row + 1] - rows.offsets[row]) for row in rows_of_bin] for rows_of_bin in members]
     shares = [Share(packed, dropout_seed(seed, step, number), counts=place < len(own))
-              for place, (number, packed) in enumerate(zip(numbers, batches_of(rows, members, device=device), strict=True))]
+              for place, (number, packed) in enumerate(zip(
+                  numbers, batches_of(rows, members, device=device, by=by, rewritten=rewritten), strict=True))]
     return Batch(step, members, lengths, shares)
 
 
@@ -87,7 +91,7 @@ class Guards:
         Raises:
             TrainingError: loss or gradient is not finite, or the loss has leapt and the recipe says to stop there.
         """
-        if not math.isfinite(done.nats) or not math.isfinite(done.norm):
+        if not all(map(math.isfinite, (done.nats, done.divergence, done.norm))):
             self._not_a_number(batch, done)
         self._movement.before()
         return self._leap(batch, done, state)
@@ -110,9 +114,10 @@ class Guards:
         for parameter in parameters.values():
             parameter.grad = None
         found = []
-        for share in batch.shares:
+        heard = hear(self._adapted, [share.batch.mirror for share in batch.shares], run_lanes=None)
+        for share, states in zip(batch.shares, heard, strict=True):
             torch.manual_seed(share.seed)
-            loss = self._module(share.batch)
+            loss = self._module(share.batch, states).whole
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             names = [name for name, gradient in zip(parameters, gradients, strict=True)
                      if gradient is not None and not gradient.isfinite().all()]

@@ -71,6 +71,8 @@ def line_of(state: State, *, steps: int, rate: float, norm: float, matrix_flops:
         "tokens_per_second": recent.tokens / seconds, "matrix_share": recent.flops / seconds / matrix_flops,
         "padding": 1 - state.tokens / state.room, "seconds": round(state.seconds, 3),
         "memory_gib": psutil.Process().memory_info().rss / 2**30}
+    if recent.mirrored:
+        line["kl_to_original"] = recent.divergence / recent.mirrored
     if torch.cuda.is_available():
         line["device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return line

@@ -30,6 +30,8 @@ from transllm.training.groups import make_optimizer
 from transllm.training.guards import Guards, batch_of
 from transllm.training.interrupts import Interrupted, Interrupts
 from transllm.training.log import TrainLog, last_loss, line_of
+from transllm.training.mirror import Recovery
+from transllm.training.own_samples import OwnSamples
 from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
 from transllm.training.schedule import Plan, learning_rate, plan_steps, settings_digest
@@ -77,6 +79,7 @@ def train(
     label: str,
     held_out: Callable[[], float] | None = None,
     heavy: Mapping[int, float] | None = None,
+    recovery: Recovery = Recovery(),  # noqa: B008  # frozen
 ) -> TrainReport:
     """Train ``adapted`` in place for the stage's budget.
 
@@ -85,6 +88,7 @@ def train(
         folder: checkpoints/ and log.jsonl go here; if they are there from a killed run, training goes on exactly where they end.
         held_out: gives bits per byte on held-out text; called at the start, the middle and the end.
         heavy: tokens whose labels count so many times in the gradient; see ``summed_cross_entropy``.
+        recovery: what is learned from rows that the original wrote.
 
     Raises:
         TrainingError: the loss is not a number (the batch is saved in ``folder``), or another of the guards stops it.
@@ -96,10 +100,12 @@ def train(
     world, main = processes.world(), processes.is_main()
     plan = plan_steps(rows, stage, seed=seed)
     optimizer = make_optimizer(adapted, stage, training)
-    state = State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=settings_digest(rows, stage, training, len(plan), seed))
+    digest = settings_digest(rows, stage, training, len(plan), seed, recovery)
+    state = State(adapted, optimizer, Checkpoints(folder / "checkpoints"), digest=digest)
+    own = OwnSamples(adapted, rows, plan, recovery, folder=folder / "own_samples", seed=seed, digest=digest)
     state.resume()
     flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
-    module = LossModule(adapted, heavy or {})
+    module = LossModule(adapted, heavy or {}, recovery.logits)
     module.train()
     compiled = _compiled(adapted, module, rows, plan, training)
     guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)
@@ -127,7 +133,8 @@ def train(
                 bins, rate = plan[state.step], learning_rate(state.step, len(plan), stage)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["rate_factor"]
-                batch = batch_of(rows, bins, step=state.step + 1, seed=seed, even=adapted.sharded, device=adapted.device)
+                batch = batch_of(rows, bins, step=state.step + 1, seed=seed, even=adapted.sharded, device=adapted.device, by=recovery.by,
+                                 rewritten=own.at(state.step))
                 done = gradients(module, batch.shares, adapted, run_lanes=run_lanes if width > 1 else None, clip=training.clip_gradient)
                 leap = guards.before_update(batch, done, state)
                 lengths = rows.lengths_of(bins)
@@ -168,6 +175,6 @@ def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Plan,
         return {}
     bins = [members for step in plan[:_TRIED] for members in step][:_TRIED]
     parameters = list(adapted.trainable().values())
-    steps = [lambda batch=batch: torch.autograd.grad(module(batch), parameters, allow_unused=True)
+    steps = [lambda batch=batch: torch.autograd.grad(module(batch).whole, parameters, allow_unused=True)
              for batch in batches_of(rows, bins, device=adapted.device)]
     return compile_if_faster(adapted.base, steps)

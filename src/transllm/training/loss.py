@@ -128,7 +128,7 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
     return _summed(hidden_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head(chunk)))
 
 
-def summed_kl(student_TD: Tensor, teacher_TD: Tensor, places_T: Tensor, *, head: SplitHead, finish: Callable[[Tensor], Tensor],
+def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish: Callable[[Tensor], Tensor],
               teacher_head: Callable[[Tensor], Tensor] | None = None, kind: Divergence = "forward", temperature: float = 1.0,
               share: float = 0.5) -> Tensor:
     """Sum over places of the divergence between the original model's distribution and the student's, in nats.
@@ -142,9 +142,8 @@ def summed_kl(student_TD: Tensor, teacher_TD: Tensor, places_T: Tensor, *, head:
       ``share``. Between both, and never more than ln 2 (arXiv 2306.13649).
 
     Args:
-        student_TD: hidden states of a packed row, from the model that trains.
-        teacher_TD: hidden states of the same row, from the original model; nothing flows back into them.
-        places_T: true where the distributions of the next token are compared.
+        student_ND: hidden states at the places, from the model that trains.
+        teacher_ND: hidden states at the same places, from the original model; nothing flows back into them.
         head: the student's head; its trained old rows get gradients.
         finish: what follows the head, see ``final_logits``.
         teacher_head: the original's own head. None: the old rows of ``head``, which are the original's unless they train.
@@ -159,15 +158,13 @@ def summed_kl(student_TD: Tensor, teacher_TD: Tensor, places_T: Tensor, *, head:
     if teacher_head is None and head.rows.old.requires_grad:
         raise ValueError("the old rows of this head train, so they are not the original's: give a teacher_head")
     original = teacher_head or head.original
-    places = places_T.nonzero().squeeze(-1)
-    teacher_ND = teacher_TD.detach().index_select(0, places)
 
     def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
         with torch.no_grad():
-            wanted_nV = finish(original(teacher_ND[part]))
+            wanted_nV = finish(original(teacher_ND[part].detach()))
         return _divergence(logits_nV, wanted_nV, kind=kind, temperature=temperature, share=share, gradient=gradient)
 
-    return _summed(student_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head.original(chunk)))
+    return _summed(student_ND, measure, head=head, project=lambda chunk: finish(head.original(chunk)))
 
 
 def _divergence(student_nV: Tensor, teacher_nV: Tensor, *, kind: Divergence, temperature: float, share: float,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, overload
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from transllm.errors import TrainingError
 from transllm.model.attention import Documents
 from transllm.training.loss import IGNORE
+from transllm.training.mirror import Mirror, Rewritten, mirror_of
 from transllm.training.rows import Rows
 
 # Rows are sorted within windows of so many, so that packing a large corpus needs little memory and stays nearly random.
@@ -36,6 +37,7 @@ class Packed:
         documents: where documents lie.
         labels: how many labels there are.
         n_bytes: bytes of text that the labels stand for.
+        mirror: which places are held against the original model; None: none is.
     """
 
     ids_1T: Tensor
@@ -43,6 +45,12 @@ class Packed:
     documents: Documents
     labels: int
     n_bytes: int
+    mirror: Mirror | None = None
+
+    @property
+    def learned(self) -> int:
+        """Places from which something is learned: by a label, from the original, or both."""
+        return self.labels + (self.mirror.more if self.mirror is not None else 0)
 
 
 class Bins(Sequence[list[int]]):
@@ -127,18 +135,45 @@ def _best_fit(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> lis
     return bins
 
 
-def batches_of(rows: Rows, bins: Sequence[Sequence[int]], *, device: torch.device) -> Iterator[Packed]:
-    """Build bins one at a time."""
+def batches_of(rows: Rows, bins: Sequence[Sequence[int]], *, device: torch.device, by: str = "text",
+               rewritten: Mapping[int, Rewritten] | None = None) -> Iterator[Packed]:
+    """Build bins one at a time.
+
+    Args:
+        by: what is learned from the original's answers; see ``Recovery``.
+        rewritten: by row number, answers that took the place of the original's (``own_samples.py``).
+    """
     for members in bins:
-        spans = [slice(int(rows.offsets[number]), int(rows.offsets[number + 1])) for number in members]
-        yield packed([rows.ids[span] for span in spans], [rows.trained[span] for span in spans],
-                     n_bytes=sum(int(rows.n_bytes[number]) for number in members), device=device)
+        spans = {number: slice(int(rows.offsets[number]), int(rows.offsets[number + 1])) for number in members}
+        own = {number: row for number, row in (rewritten or {}).items() if number in spans}
+        mirrored = [by != "text" and bool(rows.by_original[number]) for number in members]
+        said = [own[number].n_bytes if number in own else int(rows.n_bytes[number]) for number in members]
+        yield packed([own[number].ids if number in own else rows.ids[span] for number, span in spans.items()],
+                     [own[number].trained if number in own else rows.trained[span] for number, span in spans.items()],
+                     n_bytes=said, device=device, mirrored=mirrored,
+                     labelled=[by == "both" and number not in own for number in members])
 
 
-def packed(ids: Sequence[ArrayLike], trained: Sequence[ArrayLike], *, n_bytes: int, device: torch.device) -> Packed:
-    """Rows in a line; for each row its ids, and which of them are learned."""
+def packed(ids: Sequence[ArrayLike], trained: Sequence[ArrayLike], *, n_bytes: Sequence[int], device: torch.device,
+           mirrored: Sequence[bool] = (), labelled: Sequence[bool] = ()) -> Packed:
+    """Rows in a line.
+
+    Args:
+        ids: of each row.
+        trained: which of them are learned.
+        n_bytes: bytes of text that these stand for, of each row.
+        mirrored: rows that are held against the original model.
+        labelled: those of them whose words are labels too; of the others only the opening is.
+    """
     rows = [np.asarray(row) for row in ids]
     masks = [np.asarray(mask, dtype=np.bool_) for mask in trained]
+    held = [place for place, is_held in enumerate(mirrored) if is_held]
+    mirror = mirror_of([(place, rows[place], masks[place], labelled[place]) for place in held],
+                       starts=np.cumsum([0, *(len(row) for row in rows)]), device=device) if held else None
+    unlabelled = {place for place in held if not labelled[place]}
+    for place in unlabelled:
+        opening = int(masks[place].argmax())
+        masks[place] = np.arange(len(rows[place])) == opening
     labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE) for row, mask in zip(rows, masks, strict=True)]
     labels_T = torch.from_numpy(np.concatenate(labels)).long()
     return Packed(
@@ -146,5 +181,6 @@ def packed(ids: Sequence[ArrayLike], trained: Sequence[ArrayLike], *, n_bytes: i
         labels_T=labels_T.to(device),
         documents=Documents([len(row) for row in rows], device=device),
         labels=int((labels_T != IGNORE).sum()),
-        n_bytes=n_bytes,
+        n_bytes=sum(said for place, said in enumerate(n_bytes) if place not in unlabelled),
+        mirror=mirror,
     )

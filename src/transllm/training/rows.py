@@ -1,4 +1,4 @@
-"""Encoded rows on disk: token ids, which of them are trained, and how many bytes of text those stand for.
+"""Encoded rows on disk: token ids, which of them are trained, how many bytes of text those stand for, and whose words they are.
 
 Rows of any number are three flat arrays, memory-mapped, so memory does not grow with the data.
 """
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from transllm.errors import TrainingError
 from transllm.files import write_json
 
-_ARRAYS: tuple[tuple[str, type[np.generic]], ...] = (("ids", np.int32), ("trained", np.bool_), ("offsets", np.int64), ("n_bytes", np.int32))
+_ARRAYS: tuple[tuple[str, type[np.generic]], ...] = (("ids", np.int32), ("trained", np.bool_), ("offsets", np.int64), ("n_bytes", np.int32),
+                                                  ("by_original", np.bool_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,14 @@ class EncodedRow:
         ids: token ids.
         trained: for each id, whether the model learns to predict it. The first never is: nothing stands before it.
         n_bytes: UTF-8 bytes of the text that the trained ids stand for; for bits per byte.
+        by_original: an answer of the original model, which can be held against it (``mirror.py``). Its first trained id is a marker
+            that the original does not know; all other ids are the original's.
     """
 
     ids: list[int]
     trained: list[bool]
     n_bytes: int
+    by_original: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Rows:
         trained: (tokens,) bool.
         offsets: (rows + 1,) int64, where each row starts.
         n_bytes: (rows,) int32.
+        by_original: (rows,) bool.
         digest: of all of the above.
     """
 
@@ -52,6 +57,7 @@ class Rows:
     trained: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     n_bytes: NDArray[np.int32]
+    by_original: NDArray[np.bool_]
     digest: str
 
     def __len__(self) -> int:
@@ -74,7 +80,7 @@ class Rows:
     def row(self, index: int) -> EncodedRow:
         """One row as lists."""
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return EncodedRow(self.ids[span].tolist(), self.trained[span].tolist(), int(self.n_bytes[index]))
+        return EncodedRow(self.ids[span].tolist(), self.trained[span].tolist(), int(self.n_bytes[index]), bool(self.by_original[index]))
 
     @classmethod
     def open(cls, folder: Path) -> Rows:
@@ -93,7 +99,8 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.json").unlink(missing_ok=True)  # of an earlier try
     with contextlib.ExitStack() as files:
-        ids, trained, offsets, n_bytes = arrays = [files.enter_context(_Growing(folder / f"{name}.npy", dtype)) for name, dtype in _ARRAYS]
+        arrays = [files.enter_context(_Growing(folder / f"{name}.npy", dtype)) for name, dtype in _ARRAYS]
+        ids, trained, offsets, n_bytes, by_original = arrays
         offsets.append([0])
         for number, row in enumerate(rows):
             if len(row.ids) != len(row.trained) or not any(row.trained[1:]):
@@ -102,6 +109,7 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
             trained.append(row.trained)
             offsets.append([ids.length])
             n_bytes.append([row.n_bytes])
+            by_original.append([row.by_original])
     if not n_bytes.length:
         raise TrainingError("There is no row to train on: the filters left nothing of the data. "
                             "Look at the counts in the manifests, or run 'transllm check RECIPE --data'.")

@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 
 from transllm.recipe.schema import HARMLESS, Training, TrainStage
+from transllm.training.mirror import Recovery
 from transllm.training.packing import Bins, pack
 from transllm.training.rows import Rows
 
@@ -76,9 +77,11 @@ def plan_steps(rows: Rows, stage: TrainStage, *, seed: int) -> Plan:
     return Plan(Bins(np.concatenate([part.rows for part in parts]), ends), max(1, round(stage.batch_tokens / stage.micro_tokens)))
 
 
-def settings_digest(rows: Rows, stage: TrainStage, training: Training, steps: int, seed: int) -> str:
+def settings_digest(rows: Rows, stage: TrainStage, training: Training, steps: int, seed: int, recovery: Recovery) -> str:
     """Digest of all that decides what the steps do; a checkpoint of another is not gone on from."""
     settings = {"stage": stage.model_dump(), "training": training.model_dump(exclude=set(HARMLESS)), "steps": steps, "seed": seed}
+    if recovery.by != "text":
+        settings["recovery"] = {"by": recovery.by, **recovery.logits.model_dump()}
     return f"{rows.digest}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

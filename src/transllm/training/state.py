@@ -26,11 +26,13 @@ class Window:
         nats, labels, n_bytes, tokens: see ``StepDone``.
         seconds: in steps; held-out text and checkpoints are not in it.
         flops: see ``Flops``.
+        divergence, mirrored: see ``StepDone``.
     """
 
     def __init__(self, nats: float = 0.0, labels: int = 0, n_bytes: int = 0, tokens: int = 0, seconds: float = 0.0,
-                 flops: float = 0.0) -> None:
+                 flops: float = 0.0, divergence: float = 0.0, mirrored: int = 0) -> None:
         self.nats, self.labels, self.n_bytes, self.tokens, self.seconds, self.flops = nats, labels, n_bytes, tokens, seconds, flops
+        self.divergence, self.mirrored = divergence, mirrored
 
     def add(self, done: StepDone, tokens: int, seconds: float, flops: float) -> None:
         self.nats += done.nats
@@ -39,6 +41,8 @@ class Window:
         self.tokens += tokens
         self.seconds += seconds
         self.flops += flops
+        self.divergence += done.divergence
+        self.mirrored += done.mirrored
 
     @property
     def loss(self) -> float:
@@ -87,7 +91,8 @@ class State:
         return self._checkpoints.save(self.step, {
             "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "room": self.room, "seconds": self.seconds,
             "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "losses": list(self.losses),
-            "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops]})
+            "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops,
+                       recent.divergence, recent.mirrored]})
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, with any number of processes; one of other rows or settings is named and left alone.

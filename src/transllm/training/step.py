@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,24 @@ from torch import Tensor, nn
 from transllm import processes
 from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
-from transllm.training.loss import final_logits, summed_cross_entropy
+from transllm.recipe.schema import Logits
+from transllm.training.loss import final_logits, summed_cross_entropy, summed_kl
+from transllm.training.mirror import hear
 from transllm.training.packing import Packed
+
+
+class Loss(NamedTuple):
+    """What a bin costs.
+
+    Attributes:
+        whole: what is minimised.
+        nats: its labels' part, without gradient.
+        divergence: from the original, in nats, without gradient.
+    """
+
+    whole: Tensor
+    nats: Tensor
+    divergence: Tensor
 
 
 class LossModule(nn.Module):
@@ -20,19 +37,27 @@ class LossModule(nn.Module):
 
     Args:
         heavy: tokens whose labels count so many times in the gradient; see ``summed_cross_entropy``.
+        logits: how it is held against the original model, in bins that have a mirror.
     """
 
-    def __init__(self, adapted: Adapted, heavy: Mapping[int, float]) -> None:
+    def __init__(self, adapted: Adapted, heavy: Mapping[int, float], logits: Logits = Logits()) -> None:  # noqa: B008  # frozen
         super().__init__()
         self.peft = adapted.peft
         self._adapted = [adapted]  # in a list: its parameters are peft's, they must not be registered twice
         self._finish = final_logits(adapted.base.config)
         self._heavy = heavy
+        self._logits = logits
 
-    def forward(self, batch: Packed) -> Tensor:
-        adapted = self._adapted[0]
-        hidden_1TD = adapted.hidden(batch.ids_1T, batch.documents)
-        return summed_cross_entropy(hidden_1TD[0], batch.labels_T, head=adapted.head, finish=self._finish, heavy=self._heavy)
+    def forward(self, batch: Packed, heard_ND: Tensor | None = None) -> Loss:
+        """The bin's loss; ``heard_ND`` are the original's hidden states, where it has a mirror."""
+        adapted, how = self._adapted[0], self._logits
+        hidden_TD = adapted.hidden(batch.ids_1T, batch.documents)[0]
+        nats = summed_cross_entropy(hidden_TD, batch.labels_T, head=adapted.head, finish=self._finish, heavy=self._heavy)
+        if batch.mirror is None or heard_ND is None:
+            return Loss(nats, nats.detach(), torch.zeros_like(nats))
+        divergence = summed_kl(hidden_TD.index_select(0, batch.mirror.student_N), heard_ND, head=adapted.head, finish=self._finish,
+                               kind=how.divergence, temperature=how.temperature, share=how.share)
+        return Loss(nats + how.weight * divergence, nats.detach(), divergence.detach())
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +69,16 @@ class StepDone:
         labels: how many labels there are.
         n_bytes: bytes of text that they stand for.
         norm: of the gradient, before it is clipped.
+        divergence: sum of the divergences from the original, in nats.
+        mirrored: places at which the model was held against it.
     """
 
     nats: float
     labels: int
     n_bytes: int
     norm: float
+    divergence: float = 0.0
+    mirrored: int = 0
 
     @property
     def loss(self) -> float:
@@ -74,8 +103,9 @@ class Share:
 def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run_lanes: Lanes | None, clip: float) -> StepDone:
     """Forward and backward of one optimiser step; the gradients are in ``.grad`` afterwards.
 
-    The gradient is of the mean over all labels of the step, however bins, lanes and processes share them. Processes add theirs up once a
-    step, not in each backward pass as DistributedDataParallel does: they may so have unlike numbers of bins, or none.
+    The gradient is of the mean over all places of the step from which something is learned, however bins, lanes and processes share them.
+    Processes add theirs up once a step, not in each backward pass as DistributedDataParallel does: they may so have unlike numbers of
+    bins, or none.
 
     Args:
         mine: this process's bins of the step.
@@ -83,29 +113,32 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
         clip: the gradient's norm at most.
     """
     counted = [share.batch for share in mine if share.counts]
-    labels, n_bytes = map(int, processes.summed(sum(batch.labels for batch in counted), sum(batch.n_bytes for batch in counted)))
-    nats = torch.zeros((), device=adapted.device)
+    labels, learned, mirrored, n_bytes = map(int, processes.summed(
+        sum(batch.labels for batch in counted), sum(batch.learned for batch in counted),
+        sum(len(batch.mirror.student_N) for batch in counted if batch.mirror is not None), sum(batch.n_bytes for batch in counted)))
+    sums = torch.zeros(2, device=adapted.device)
+    heard = hear(adapted, [share.batch.mirror for share in mine], run_lanes=run_lanes)
     parameters = list(adapted.trainable().values())
     if run_lanes is None:
-        for share in mine:
+        for share, states in zip(mine, heard, strict=True):
             torch.manual_seed(share.seed)
-            loss = module(share.batch) * float(share.counts)
-            nats += loss.detach()
-            (loss / labels).backward()
+            loss: Loss = module(share.batch, states)
+            sums += torch.stack(loss[1:]) * float(share.counts)
+            (loss.whole * (share.counts / learned)).backward()
     else:
-        def lane(share: Share) -> tuple[Tensor, Sequence[Tensor | None]]:
-            loss = module(share.batch)
-            return loss.detach(), torch.autograd.grad(loss / labels, parameters, allow_unused=True)
+        def lane(share: Share, states: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
+            loss: Loss = module(share.batch, states)
+            return torch.stack(loss[1:]), torch.autograd.grad(loss.whole / learned, parameters, allow_unused=True)
 
-        for loss, found in run_lanes(lane, mine):  # in order, so that the sum is the same each time
-            nats += loss
+        for one, found in run_lanes(lane, mine, heard):  # in order, so that the sum is the same each time
+            sums += one
             for parameter, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    (total,) = processes.summed(float(nats))  # first: where a process has ended this says so, and no accelerator waits for it
+    nats, divergence = processes.summed(*sums.tolist())  # first: where a process has ended this says so, and no accelerator waits for it
     _add_up(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, clip)
-    return StepDone(total, labels, n_bytes, float(norm))
+    return StepDone(nats, labels, n_bytes, float(norm), divergence, mirrored)
 
 
 def _add_up(parameters: Sequence[nn.Parameter]) -> None:
