@@ -90,14 +90,11 @@ class _Material:
 
 
 def _material(context: Context) -> _Material:
-    recipe, spans, renderer = context.recipe, context.spans, context.renderer
+    recipe = context.recipe
     settings = recipe.evaluate
     pairs, pairs_name = _test_pairs(context)
     queries, queries_name = _queries(context)
-    held = [row for row in read_jsonl(context.run / "recover" / "conversations.jsonl") if row["held_out"]]
-    answers = [(renderer.prompt([Message("user", row["prompt"])]),
-                spans.encode_english(row["answer"]) + ([renderer.end_id] if row["finish"] == "stop" else []))
-               for row in held if row["answer"]]
+    answers = original_answers(context)
     texts = {name: held_out_texts(read_part(context.run, name, "held_out"), settings.documents) for name in ("target", "english")}
     if not answers or not queries:
         raise DataError("There is nothing to hold the original against: " + (
@@ -107,6 +104,15 @@ def _material(context: Context) -> _Material:
         texts["target"], texts["english"], pairs, queries, answers,
         {"language": recipe.target.name, "test_pairs": pairs_name, "sentences": len(pairs), "queries": len(queries),
          "query_source": queries_name, "documents": {name: len(found) for name, found in texts.items()}, "answers": len(answers)})
+
+
+def original_answers(context: Context) -> list[tuple[list[int], list[int]]]:
+    """The original's own held-out English answers: ids of the prompt, and of the answer with its end if it has one."""
+    spans, renderer = context.spans, context.renderer
+    held = [row for row in read_jsonl(context.run / "recover" / "conversations.jsonl") if row["held_out"]]
+    return [(renderer.prompt([Message("user", row["prompt"])]),
+             spans.encode_english(row["answer"]) + ([renderer.end_id] if row["finish"] == "stop" else []))
+            for row in held if row["answer"]]
 
 
 def _test_pairs(context: Context) -> tuple[list[tuple[str, str]], str]:
