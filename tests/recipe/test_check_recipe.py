@@ -83,6 +83,16 @@ def test_a_skipped_stage_is_not_checked(tmp_path: Path) -> None:
     assert checked(tmp_path, GOOD, "pretrain={tokens: 0, micro_tokens: 1000000}") == []
 
 
+@pytest.mark.parametrize("settings,problem", [
+    (["training.train=full", "recover.by=logits"], "training.train is 'full'"),
+    (["training.embeddings=all", "recover.by=both"], "training.embeddings is 'all'"),
+    (["recover.logits.own_samples=0.5"], "own_samples"),
+    (["training.train=rows", "recover.by=logits", "recover.logits.own_samples=0.5"], None)])
+def test_recovery_by_logits_needs_the_original_inside(tmp_path: Path, settings: list[str], problem: str | None) -> None:
+    found = checked(tmp_path, GOOD, *settings)
+    assert [problem in one for one in found] == ([True] if problem else [])
+
+
 def test_all_problems_at_once(tmp_path: Path) -> None:
     assert len(checked(tmp_path, GOOD, "model=./nowhere", "data.held_out=0", "recover.prompts=[]", "finetune.tokens=100")) == 4
 

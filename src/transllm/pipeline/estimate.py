@@ -139,7 +139,8 @@ class Estimate:
             note += (f"; {devices - work.bins_a_step} devices have no part in it: "
                      f"lower micro_tokens to {max(1, stage.batch_tokens // devices):,}")
         low, high = self._steps_seconds(work, self.cluster)
-        extra = self._start() + _WATCHED * min(document_tokens(self.recipe), 330) * self.speed.reading()[1]
+        heard = work.mirrored * stage.tokens / devices  # by the original, for recovery by logits
+        extra = self._start() + (_WATCHED * min(document_tokens(self.recipe), 330) + heard) * self.speed.reading()[1]
         state = 4 * self.sizes.trained / GIB
         rows = 5 * stage.tokens / GIB
         return StagePlan(name, work.steps, stage.tokens, (low + extra, high + extra), self._training_memory(work, self.cluster),

@@ -37,12 +37,14 @@ class Learning:
         stage: its section.
         row: tokens of a row, the mean.
         labelled: share of the tokens that are learned: only those pass the head.
+        mirrored: share of the tokens that the original reads too.
     """
 
     name: str
     stage: TrainStage
     row: int
     labelled: float
+    mirrored: float = 0.0
 
     @property
     def bins_a_step(self) -> int:
@@ -84,11 +86,11 @@ def document_tokens(recipe: Recipe) -> int:
 
 def learning(recipe: Recipe) -> Iterator[Learning]:
     """The training stages that have a budget."""
-    sizes = {"pretrain": _documents(recipe), "bitext": _pairs(recipe), "finetune": _conversations(recipe)}
-    for name, (row, labelled) in sizes.items():
+    sizes = {"pretrain": (*_documents(recipe), 0.0), "bitext": (*_pairs(recipe), 0.0), "finetune": _conversations(recipe)}
+    for name, (row, labelled, mirrored) in sizes.items():
         stage: TrainStage = getattr(recipe, name)
         if stage.tokens:
-            yield Learning(name, stage, min(row, stage.sequence_length), labelled)
+            yield Learning(name, stage, min(row, stage.sequence_length), labelled, mirrored)
 
 
 def _documents(recipe: Recipe) -> tuple[int, float]:
@@ -104,8 +106,8 @@ def _pairs(recipe: Recipe) -> tuple[int, float]:
     return round((1 + _TARGET) * SENTENCE), min(0.97, (answers + sources) * (1 - stage.replay) + stage.replay)
 
 
-def _conversations(recipe: Recipe) -> tuple[int, float]:
-    """Tokens and labels of the three kinds of rows, by their shares."""
+def _conversations(recipe: Recipe) -> tuple[int, float, float]:
+    """Tokens and labels of the three kinds of rows, by their shares, and the share that the original reads too."""
     stage = recipe.finetune
     answer = min(recipe.recover.max_new_tokens, 2 * ANSWER)
     whole = answer * (0.75 if recipe.bridge.cut_answers == "trim" else 1.0)  # what a cut answer keeps
@@ -115,7 +117,8 @@ def _conversations(recipe: Recipe) -> tuple[int, float]:
     kinds = ((1 - stage.recovery - stage.translation, PROMPT + earlier, chain), (stage.recovery, PROMPT, float(answer)),
              (stage.translation, PROMPT + instruction / 2, instruction / 2))
     asked, learned = sum(share * prompt for share, prompt, _ in kinds), sum(share * labels for share, _, labels in kinds)
-    return round(asked + learned), learned / (asked + learned)
+    mirrored = stage.recovery * (PROMPT + answer) if recipe.recover.by != "text" else 0.0
+    return round(asked + learned), learned / (asked + learned), mirrored / (asked + learned)
 
 
 def recovering(recipe: Recipe) -> list[Writing]:

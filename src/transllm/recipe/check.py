@@ -16,7 +16,8 @@ def check_recipe(recipe: Recipe) -> list[str]:
 
     Looks at the recipe and at the local files it names; downloads and loads nothing.
     """
-    return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_extend(recipe), *_stages(recipe), *_bridge(recipe)]
+    return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_extend(recipe), *_stages(recipe),
+            *_recovery(recipe), *_bridge(recipe)]
 
 
 def notices(recipe: Recipe) -> list[str]:
@@ -148,6 +149,17 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         if stage.tokens < stage.batch_tokens:
             yield (f"{name}.tokens ({stage.tokens}) is less than one step of {name}.batch_tokens ({stage.batch_tokens}). "
                    "Lower batch_tokens, or set tokens to 0 to skip the stage.")
+
+
+def _recovery(recipe: Recipe) -> Iterator[str]:
+    by, training, logits = recipe.recover.by, recipe.training, recipe.recover.logits
+    if by != "text" and training.trains_old_rows:
+        setting = "training.train is 'full'" if training.train == "full" else "training.embeddings is 'all'"
+        yield (f"recover.by is '{by}', which needs the original model inside the one that trains, but {setting}. Set recover.by to 'text', "
+               "or train an adapter and new rows only.")
+    if by == "text" and logits.own_samples:
+        yield ("recover.logits.own_samples is set, but recover.by is 'text', which learns no distribution. Set recover.by to 'logits' or "
+               "'both'.")
 
 
 def _bridge(recipe: Recipe) -> Iterator[str]:
