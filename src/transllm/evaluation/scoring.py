@@ -73,8 +73,7 @@ def rows_bits_per_byte(model: PreTrainedModel, rows: Sequence[EncodedRow], *, he
     ordered = sorted(rows, key=lambda row: len(row.ids))
     for part in _batches([len(row.ids) for row in ordered]):
         chosen = ordered[part]
-        batch = packed([row.ids for row in chosen], [row.trained for row in chosen], n_bytes=[row.n_bytes for row in chosen],
-                       device=model.device)
+        batch = packed(chosen, device=model.device)
         hidden = hidden_states(model, batch.ids_1T, batch.documents)
         nats += float(summed_cross_entropy(hidden[0], batch.labels_T, head=head, finish=finish))
         n_bytes += batch.n_bytes

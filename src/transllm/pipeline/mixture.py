@@ -13,7 +13,7 @@ from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context
 from transllm.tcot import Message, Renderer, Span
-from transllm.training import EncodedRow
+from transllm.training import ByOriginal, EncodedRow
 
 
 def mixture(context: Context) -> Iterator[tuple[str, EncodedRow]]:
@@ -23,8 +23,9 @@ def mixture(context: Context) -> Iterator[tuple[str, EncodedRow]]:
     share = 1 - stage.recovery - stage.translation
     recovered = recovery_rows(context.run)
     pairs = shuffled(read_part(context.run, "pairs", "train"), context)
+    heard = context.recipe.recover.logits.chains
     for number, row in enumerate(chains):
-        yield "chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history))
+        yield "chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history), heard=heard)
     for row in recovered[: round(len(chains) * stage.recovery / share)]:
         yield "recovery", _recovery_row(context.renderer, row)
     for made in _instruction_rows(context, pairs, round(len(chains) * stage.translation / share)):
@@ -46,16 +47,24 @@ def _earlier(chains: Sequence[dict[str, Any]], number: int, share: float) -> Seq
     return chains[max(0, number - 1 - before % 2): number]
 
 
-def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:
+def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]], heard: bool) -> EncodedRow:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
     turns = [message for turn in after for message in (Message("user", turn["query_en"]), Message("assistant", turn["answer_en"]))]
-    return _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
+    made = _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
+    return _with_original(renderer, made, [*turns, Message("user", row["query_en"])], row["answer_en"], end=False) if heard else made
 
 
 def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
     # An answer that was cut teaches all its words, and no end.
     made = _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
-    return replace(made, by_original=True)
+    return _with_original(renderer, made, [Message("user", row["prompt"])], row["answer"], end=row["finish"] == "stop")
+
+
+def _with_original(renderer: Renderer, row: EncodedRow, messages: Sequence[Message], answer: str, *, end: bool) -> EncodedRow:
+    """The row with what the original said in it: an answer to an English conversation, after the marker that opens it."""
+    words = [*renderer.spans.encode_english(answer), *([renderer.end_id] if end else [])]
+    opening = len(row.ids) - 1 - list(reversed(row.ids)).index(renderer.spans.markers.response)  # what a user types is never a marker
+    return replace(row, by_original=ByOriginal([*renderer.prompt(messages), *words], opening + 1, len(words), len(answer.encode())))
 
 
 def _instruction_rows(context: Context, pairs: Sequence[Mapping[str, str]], asked: int) -> Iterator[EncodedRow]:

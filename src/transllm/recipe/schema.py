@@ -304,6 +304,9 @@ class Logits(Section):
     """Both distributions are flattened by it. 1: they are what the models sample from."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """What a place counts, where a label counts 1."""
+    chains: bool = True
+    """Chains hold an answer of the original too, in English after the query in English: learn it from the original's distribution as well,
+    which reads the same conversation in English."""
     own_samples: Share = 0.0
     """Share of the recovery rows whose answers the model writes itself, sampled at temperature 1, to be held against the original there:
     it is then corrected where it goes itself (arXiv 2306.13649). Their words are never labels."""

@@ -17,10 +17,10 @@ from transllm.files import write_json
 from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training
-from transllm.training.mirror import Rewritten, hear
+from transllm.training.mirror import hear
 from transllm.training.movement import Movement, some
 from transllm.training.packing import batches_of
-from transllm.training.rows import Rows
+from transllm.training.rows import EncodedRow, Rows
 from transllm.training.schedule import dropout_seed
 from transllm.training.state import State
 from transllm.training.step import LossModule, Share, StepDone
@@ -49,7 +49,7 @@ class Batch:
 
 
 def batch_of(rows: Rows, bins: Sequence[Sequence[int]], *, step: int, seed: int, even: bool, device: torch.device,
-             by: str = "text", rewritten: Mapping[int, Rewritten] | None = None) -> Batch:
+             by: str = "text", rewritten: Mapping[int, EncodedRow] | None = None) -> Batch:
     """Build this process's bins of a step.
 
     Args:

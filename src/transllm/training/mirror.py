@@ -1,14 +1,13 @@
-"""Recovery by logits: answers of the original model are held against what it would say itself, place by place.
+"""Recovery by logits: words of the original model are held against what it would say itself, place by place.
 
 The original is inside: the same weights with the adapter off and the logits cut to the original vocabulary. So the teacher costs a forward
-pass over the recovery rows, and no memory. It reads a row as it would have been written without us, without the marker that opens the
-answer::
+pass over what it said, and no memory. It reads an English conversation as it would have been written without us::
 
-    student   <user> how are you <assistant> <RESPONSE> fine thanks END
-    learns                                   ^^^^^^^^^^ by its label: the original does not know it
-                                                        ^^^^ ^^^^^^ ^^^ from the original's distribution at ...
-    teacher   <user> how are you <assistant> fine thanks END
-                                 ^^^^^^^^^^^ ^^^^ ^^^^^^ ... these places
+    recovery  <user> how are you <assistant> <RESPONSE> fine thanks END
+    chain     <user> que tal <assistant> <EN> how are you <RESPONSE> fine thanks <ES> bien gracias END
+    original  <user> how are you <assistant> fine thanks END
+
+``fine`` and ``thanks`` (and the recovery row's END) are learned from its distribution at the same words, all else by labels.
 
 Shapes: T tokens of a packed row, N places that are held against the original, D hidden size.
 """
@@ -18,17 +17,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
 from transllm.model.attention import Documents
 from transllm.recipe.schema import Logits
+from transllm.training.rows import ByOriginal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,62 +45,36 @@ class Recovery:
     stop_ids: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten:
-    """A recovery row whose answer the student wrote. As long as the row that it stands for: what is left at its end is not trained.
-
-    Attributes:
-        ids, trained: as in ``EncodedRow``.
-        n_bytes: of the labels' text, which is none: nobody is to learn the student's words, only what the original thinks of them.
-    """
-
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    n_bytes: int = 0
-
-
 @dataclass(frozen=True)
 class Mirror:
-    """A bin's recovery rows as the original reads them.
+    """What the original said in a bin, as it read it.
 
     Attributes:
-        ids_1T: the rows without their openings, in a line.
+        ids_1T: its conversations in a line.
         documents: where they lie.
         places_N: places of ``ids_1T`` whose next token is compared.
         student_N: the places in the bin that say the same token.
-        more: how many of them have no label of their own.
     """
 
     ids_1T: Tensor
     documents: Documents
     places_N: Tensor
     student_N: Tensor
-    more: int
 
 
-def mirror_of(rows: Sequence[tuple[int, NDArray[Any], NDArray[np.bool_], bool]], *, starts: NDArray[np.int64],
-              device: torch.device) -> Mirror:
-    """The mirror of a bin.
-
-    Args:
-        rows: of each recovery row its number in the bin, ids, mask of what is trained, and whether its words are labels too.
-        starts: where each row of the bin begins.
-    """
-    ids, places, student = [], [], []
-    more = start = 0
-    for number, row, mask, labelled in rows:
-        opening = int(mask.argmax())
-        said = np.flatnonzero(mask)[1:]  # a token at t is foretold at t - 1; the original has one token less before it
-        ids.append(np.delete(row, opening))
-        places.append(start + said - 2)
-        student.append(starts[number] + said - 1)
-        more += 0 if labelled else len(said)
-        start += len(row) - 1
+def mirror_of(said: Sequence[tuple[int, ByOriginal]], *, device: torch.device) -> Mirror:
+    """The mirror of a bin, from where each row with words of the original begins in it, and these words."""
+    places, student, start = [], [], 0
+    for begins, words in said:
+        order = np.arange(words.words)
+        start += len(words.ids)
+        places.append(start - words.words - 1 + order)  # a token is foretold one place before it
+        student.append(begins + words.at - 1 + order)
     return Mirror(
-        ids_1T=torch.from_numpy(np.concatenate(ids)).long().unsqueeze(0).to(device),
-        documents=Documents([len(row) for row in ids], device=device),
+        ids_1T=torch.from_numpy(np.concatenate([np.asarray(words.ids) for _, words in said])).long().unsqueeze(0).to(device),
+        documents=Documents([len(words.ids) for _, words in said], device=device),
         places_N=torch.from_numpy(np.concatenate(places)).long().to(device),
-        student_N=torch.from_numpy(np.concatenate(student)).long().to(device), more=more)
+        student_N=torch.from_numpy(np.concatenate(student)).long().to(device))
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from transllm.errors import TrainingError
 from transllm.files import DiskErrors, atomic
 from transllm.generation import LocalEngine, Sampling
 from transllm.model.adapter import Adapted
-from transllm.training.mirror import Recovery, Rewritten
-from transllm.training.rows import Rows
+from transllm.training.mirror import Recovery
+from transllm.training.rows import ByOriginal, EncodedRow, Rows
 from transllm.training.schedule import Plan
 
 _BATCH = 64
@@ -40,12 +40,12 @@ class OwnSamples:
     def __init__(self, adapted: Adapted, rows: Rows, plan: Plan, recovery: Recovery, *, folder: Path, seed: int, digest: str) -> None:
         self._adapted, self._rows, self._plan, self._recovery = adapted, rows, plan, recovery
         self._folder, self._seed, self._digest = folder, seed, digest
-        self._start, self._known = -1, dict[int, Rewritten]()
+        self._start, self._known = -1, dict[int, EncodedRow]()
         if recovery.logits.own_samples and adapted.sharded:
             raise TrainingError("The student cannot answer while processes share out its weights (FSDP2). "
                                 "Set recover.logits.own_samples to 0, or train with whole weights in each process.")
 
-    def at(self, step: int) -> Mapping[int, Rewritten]:
+    def at(self, step: int) -> Mapping[int, EncodedRow]:
         """By row number, the answers for this step (counted from 0). They are written, if need be, with the weights as they are."""
         every = self._recovery.logits.refresh
         if self._recovery.by == "text" or not self._recovery.logits.own_samples:
@@ -55,7 +55,7 @@ class OwnSamples:
             self._start, self._known = start, processes.on_main(lambda: self._of(start, start + every))
         return self._known
 
-    def _of(self, start: int, end: int) -> dict[int, Rewritten]:
+    def _of(self, start: int, end: int) -> dict[int, EncodedRow]:
         file = self._folder / f"{start:07d}.npz"
         known = self._read(file)
         if known is None:
@@ -65,44 +65,58 @@ class OwnSamples:
 
     def _chosen(self, start: int, end: int) -> list[int]:
         """Recovery rows of these steps; which are chosen is a function of seed, moment and row."""
-        numbers = {number for bins in self._plan[start:end] for members in bins for number in members if self._rows.by_original[number]}
+        numbers = {number for bins in self._plan[start:end] for members in bins for number in members if self._is_recovery(number)}
         share = self._recovery.logits.own_samples
         return [number for number in sorted(numbers) if random.Random(f"{self._seed}-{start}-{number}").random() < share]
 
-    def _write(self, numbers: list[int], start: int) -> dict[int, Rewritten]:
+    def _is_recovery(self, number: int) -> bool:
+        """Whether a row ends with the original's words, and learns nothing else but the marker before them. A chain goes on."""
+        row = self._rows.view(number)
+        return row.by_original is not None and row.by_original.at + row.by_original.words == len(row.ids) and (
+            sum(row.trained) == row.by_original.words + 1)
+
+    def _write(self, numbers: list[int], start: int) -> dict[int, EncodedRow]:
         """The student answers, in the original's vocabulary: of other tokens the original thinks nothing."""
         rows = {number: self._rows.row(number) for number in numbers}
-        openings = {number: row.trained.index(True) for number, row in rows.items()}
-        found: dict[int, Rewritten] = {}
+        words = {number: row.by_original for number, row in rows.items() if row.by_original is not None}
+        found: dict[int, EncodedRow] = {}
         with self._adapted.answering() as model:
             engine = LocalEngine(model, pad_id=0, batch_size=_BATCH, vocabulary=self._adapted.original_size)
             sampling = Sampling(max((len(row.ids) for row in rows.values()), default=1), temperature=1.0, seed=self._seed + start,
                                 stop_ids=self._recovery.stop_ids)
-            prompts = [rows[number].ids[: openings[number] + 1] for number in numbers]
-            limits = [len(rows[number].ids) - len(prompt) for number, prompt in zip(numbers, prompts, strict=True)]
-            for made in engine.generate(prompts, sampling=sampling, limits=limits):
-                row, opening = rows[numbers[made.index]].ids, openings[numbers[made.index]]
-                said = opening + 1 + len(made.ids)
-                place = np.arange(len(row))
-                ids = np.array([*row[: opening + 1], *made.ids, *[made.ids[-1]] * (len(row) - said)], dtype=np.int32)
-                found[numbers[made.index]] = Rewritten(ids, (place >= opening) & (place < said))
+            prompts = [[*map(int, rows[number].ids[: words[number].at])] for number in numbers]
+            for made in engine.generate(prompts, sampling=sampling, limits=[words[number].words for number in numbers]):
+                number = numbers[made.index]
+                found[number] = _rewritten(rows[number], words[number], made.ids)
         return found
 
-    def _read(self, file: Path) -> dict[int, Rewritten] | None:
+    def _read(self, file: Path) -> dict[int, EncodedRow] | None:
         if not file.exists():
             return None
         with np.load(file) as saved:
             if str(saved["digest"]) != self._digest:
                 return None
-            cuts = np.cumsum(saved["lengths"])
-            return {int(number): Rewritten(ids, trained) for number, ids, trained in zip(
-                saved["numbers"], np.split(saved["ids"], cuts)[:-1], np.split(saved["trained"], cuts)[:-1], strict=True)}
+            said = np.split(saved["said"], np.cumsum(saved["lengths"]))[:-1]
+            numbers = saved["numbers"].tolist()
+        found = {}
+        for number, ids in zip(numbers, said, strict=True):
+            row = self._rows.row(number)
+            assert row.by_original is not None
+            found[number] = _rewritten(row, row.by_original, ids.tolist())
+        return found
 
-    def _save(self, file: Path, known: Mapping[int, Rewritten]) -> None:
-        ids = [np.zeros(0, dtype=np.int32), *(row.ids for row in known.values())]
-        trained = [np.zeros(0, dtype=np.bool_), *(row.trained for row in known.values())]
-        lengths = np.array([len(row.ids) for row in known.values()], dtype=np.int64)
+    def _save(self, file: Path, known: Mapping[int, EncodedRow]) -> None:
+        said = [row.by_original.ids[-row.by_original.words:] for row in known.values() if row.by_original is not None]
         file.parent.mkdir(parents=True, exist_ok=True)
         with DiskErrors(file.parent), atomic(file) as temporary, temporary.open("wb") as opened:
-            np.savez(opened, digest=np.array(self._digest), numbers=np.array([*known], dtype=np.int64), lengths=lengths,
-                     ids=np.concatenate(ids), trained=np.concatenate(trained))
+            np.savez(opened, digest=np.array(self._digest), numbers=np.array([*known], dtype=np.int64),
+                     lengths=np.array([len(ids) for ids in said], dtype=np.int64),
+                     said=np.array([token for ids in said for token in ids], dtype=np.int32))
+
+
+def _rewritten(row: EncodedRow, words: ByOriginal, said: list[int]) -> EncodedRow:
+    """A recovery row in the student's words, as long as it was: what is left at its end is not trained."""
+    left = words.words - len(said)
+    prompt = [int(token) for token in words.ids[: len(words.ids) - words.words]]
+    return EncodedRow([*row.ids[: words.at], *said, *said[-1:] * left], [*row.trained[: words.at], *[True] * len(said), *[False] * left],
+                      row.n_bytes, ByOriginal([*prompt, *said], words.at, len(said), row.n_bytes))

@@ -14,14 +14,14 @@ from typing import cast, overload
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transllm.errors import TrainingError
 from transllm.model.attention import Documents
 from transllm.training.loss import IGNORE
-from transllm.training.mirror import Mirror, Rewritten, mirror_of
-from transllm.training.rows import Rows
+from transllm.training.mirror import Mirror, mirror_of
+from transllm.training.rows import EncodedRow, Rows
 
 # Rows are sorted within windows of so many, so that packing a large corpus needs little memory and stays nearly random.
 _WINDOW = 4096
@@ -37,6 +37,7 @@ class Packed:
         documents: where documents lie.
         labels: how many labels there are.
         n_bytes: bytes of text that the labels stand for.
+        learned: places from which something is learned: by a label, from the original, or both.
         mirror: which places are held against the original model; None: none is.
     """
 
@@ -45,12 +46,8 @@ class Packed:
     documents: Documents
     labels: int
     n_bytes: int
+    learned: int
     mirror: Mirror | None = None
-
-    @property
-    def learned(self) -> int:
-        """Places from which something is learned: by a label, from the original, or both."""
-        return self.labels + (self.mirror.more if self.mirror is not None else 0)
 
 
 class Bins(Sequence[list[int]]):
@@ -136,51 +133,45 @@ def _best_fit(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> lis
 
 
 def batches_of(rows: Rows, bins: Sequence[Sequence[int]], *, device: torch.device, by: str = "text",
-               rewritten: Mapping[int, Rewritten] | None = None) -> Iterator[Packed]:
+               rewritten: Mapping[int, EncodedRow] | None = None) -> Iterator[Packed]:
     """Build bins one at a time.
 
     Args:
-        by: what is learned from the original's answers; see ``Recovery``.
-        rewritten: by row number, answers that took the place of the original's (``own_samples.py``).
+        by: what is learned from the original's words; see ``Recovery``.
+        rewritten: by row number, rows that take the place of others (``own_samples.py``). Nobody is to learn their words, only what the
+            original thinks of them.
     """
+    own = rewritten or {}
     for members in bins:
-        spans = {number: slice(int(rows.offsets[number]), int(rows.offsets[number + 1])) for number in members}
-        own = {number: row for number, row in (rewritten or {}).items() if number in spans}
-        mirrored = [by != "text" and bool(rows.by_original[number]) for number in members]
-        said = [own[number].n_bytes if number in own else int(rows.n_bytes[number]) for number in members]
-        yield packed([own[number].ids if number in own else rows.ids[span] for number, span in spans.items()],
-                     [own[number].trained if number in own else rows.trained[span] for number, span in spans.items()],
-                     n_bytes=said, device=device, mirrored=mirrored,
-                     labelled=[by == "both" and number not in own for number in members])
+        yield packed([own[number] if number in own else rows.view(number) for number in members], device=device, by=by,
+                     unlabelled=[place for place, number in enumerate(members) if number in own])
 
 
-def packed(ids: Sequence[ArrayLike], trained: Sequence[ArrayLike], *, n_bytes: Sequence[int], device: torch.device,
-           mirrored: Sequence[bool] = (), labelled: Sequence[bool] = ()) -> Packed:
+def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text", unlabelled: Sequence[int] = ()) -> Packed:
     """Rows in a line.
 
     Args:
-        ids: of each row.
-        trained: which of them are learned.
-        n_bytes: bytes of text that these stand for, of each row.
-        mirrored: rows that are held against the original model.
-        labelled: those of them whose words are labels too; of the others only the opening is.
+        by: as in ``batches_of``.
+        unlabelled: rows whose words by the original are no labels, whatever ``by`` says.
     """
-    rows = [np.asarray(row) for row in ids]
-    masks = [np.asarray(mask, dtype=np.bool_) for mask in trained]
-    held = [place for place, is_held in enumerate(mirrored) if is_held]
-    mirror = mirror_of([(place, rows[place], masks[place], labelled[place]) for place in held],
-                       starts=np.cumsum([0, *(len(row) for row in rows)]), device=device) if held else None
-    unlabelled = {place for place in held if not labelled[place]}
-    for place in unlabelled:
-        opening = int(masks[place].argmax())
-        masks[place] = np.arange(len(rows[place])) == opening
-    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE) for row, mask in zip(rows, masks, strict=True)]
+    ids = [np.asarray(row.ids) for row in rows]
+    masks = [np.array(row.trained, dtype=np.bool_) for row in rows]
+    starts = np.cumsum([0, *map(len, ids)])
+    learned = sum(int(mask[1:].sum()) for mask in masks)
+    n_bytes = sum(row.n_bytes for row in rows)
+    said = [(place, row.by_original) for place, row in enumerate(rows) if by != "text" and row.by_original is not None]
+    for place, words in said:
+        if by == "logits" or place in unlabelled:
+            masks[place][words.at: words.at + words.words] = False
+            n_bytes -= words.n_bytes
+    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE) for row, mask in zip(ids, masks, strict=True)]
     labels_T = torch.from_numpy(np.concatenate(labels)).long()
     return Packed(
-        ids_1T=torch.from_numpy(np.concatenate(rows)).long().unsqueeze(0).to(device),
+        ids_1T=torch.from_numpy(np.concatenate(ids)).long().unsqueeze(0).to(device),
         labels_T=labels_T.to(device),
-        documents=Documents([len(row) for row in rows], device=device),
+        documents=Documents([len(row) for row in ids], device=device),
         labels=int((labels_T != IGNORE).sum()),
-        n_bytes=sum(said for place, said in enumerate(n_bytes) if place not in unlabelled),
-        mirror=mirror,
+        n_bytes=n_bytes,
+        learned=learned,
+        mirror=mirror_of([(int(starts[place]), words) for place, words in said], device=device) if said else None,
     )

@@ -1,4 +1,4 @@
-"""Encoded rows on disk: token ids, which of them are trained, how many bytes of text those stand for, and whose words they are.
+"""Encoded rows on disk: token ids, which of them are trained, how many bytes of text those stand for, and which the original said.
 
 Rows of any number are three flat arrays, memory-mapped, so memory does not grow with the data.
 """
@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,24 @@ from transllm.errors import TrainingError
 from transllm.files import write_json
 
 _ARRAYS: tuple[tuple[str, type[np.generic]], ...] = (("ids", np.int32), ("trained", np.bool_), ("offsets", np.int64), ("n_bytes", np.int32),
-                                                  ("by_original", np.bool_))
+                                                  ("heard", np.int32), ("heard_offsets", np.int64), ("mirrors", np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class ByOriginal:
+    """Words in a row that the original chat model said, as it said them; what is learned from them can be its distribution.
+
+    Attributes:
+        ids: the English conversation as the original reads it, up to the last of these words.
+        at: place of the first of them in the row.
+        n_bytes: UTF-8 bytes of text that they stand for.
+        words: how many they are, the last of ``ids``.
+    """
+
+    ids: Sequence[int]
+    at: int
+    words: int
+    n_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +48,13 @@ class EncodedRow:
         ids: token ids.
         trained: for each id, whether the model learns to predict it. The first never is: nothing stands before it.
         n_bytes: UTF-8 bytes of the text that the trained ids stand for; for bits per byte.
-        by_original: an answer of the original model, which can be held against it (``mirror.py``). Its first trained id is a marker
-            that the original does not know; all other ids are the original's.
+        by_original: those of them that the original said, or None.
     """
 
-    ids: list[int]
-    trained: list[bool]
+    ids: Sequence[int]
+    trained: Sequence[bool]
     n_bytes: int
-    by_original: bool = False
+    by_original: ByOriginal | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,9 @@ class Rows:
         trained: (tokens,) bool.
         offsets: (rows + 1,) int64, where each row starts.
         n_bytes: (rows,) int32.
-        by_original: (rows,) bool.
+        heard: token ids of all ``ByOriginal``.
+        heard_offsets: (rows + 1,) int64, where each of these starts; a row that has none has no tokens there.
+        mirrors: (rows * 3,) int32, the three numbers of each.
         digest: of all of the above.
     """
 
@@ -57,7 +76,9 @@ class Rows:
     trained: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     n_bytes: NDArray[np.int32]
-    by_original: NDArray[np.bool_]
+    heard: NDArray[np.int32]
+    heard_offsets: NDArray[np.int64]
+    mirrors: NDArray[np.int32]
     digest: str
 
     def __len__(self) -> int:
@@ -79,8 +100,22 @@ class Rows:
 
     def row(self, index: int) -> EncodedRow:
         """One row as lists."""
+        row = self.view(index)
+        return replace(row, ids=list(map(int, row.ids)), trained=list(map(bool, row.trained)))
+
+    def view(self, index: int) -> EncodedRow:
+        """One row; ids and mask are parts of the arrays."""
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return EncodedRow(self.ids[span].tolist(), self.trained[span].tolist(), int(self.n_bytes[index]), bool(self.by_original[index]))
+        return EncodedRow(cast(Sequence[int], self.ids[span]), cast(Sequence[bool], self.trained[span]), int(self.n_bytes[index]),
+                          self.by_original(index))
+
+    def by_original(self, index: int) -> ByOriginal | None:
+        """What the original said in a row."""
+        span = slice(int(self.heard_offsets[index]), int(self.heard_offsets[index + 1]))
+        if span.start == span.stop:
+            return None
+        at, words, n_bytes = map(int, self.mirrors[3 * index: 3 * index + 3])
+        return ByOriginal(cast(Sequence[int], self.heard[span]), at, words, n_bytes)
 
     @classmethod
     def open(cls, folder: Path) -> Rows:
@@ -100,8 +135,9 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
     (folder / "rows.json").unlink(missing_ok=True)  # of an earlier try
     with contextlib.ExitStack() as files:
         arrays = [files.enter_context(_Growing(folder / f"{name}.npy", dtype)) for name, dtype in _ARRAYS]
-        ids, trained, offsets, n_bytes, by_original = arrays
+        ids, trained, offsets, n_bytes, heard, heard_offsets, mirrors = arrays
         offsets.append([0])
+        heard_offsets.append([0])
         for number, row in enumerate(rows):
             if len(row.ids) != len(row.trained) or not any(row.trained[1:]):
                 raise TrainingError(f"Row {number} has no token to learn from. This is a bug in the stage that built it; please report it.")
@@ -109,13 +145,24 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
             trained.append(row.trained)
             offsets.append([ids.length])
             n_bytes.append([row.n_bytes])
-            by_original.append([row.by_original])
+            said = row.by_original
+            if said is not None:
+                _check(number, row, said)
+            heard.append(said.ids if said is not None else [])
+            heard_offsets.append([heard.length])
+            mirrors.append([said.at, said.words, said.n_bytes] if said is not None else [0, 0, 0])
     if not n_bytes.length:
         raise TrainingError("There is no row to train on: the filters left nothing of the data. "
                             "Look at the counts in the manifests, or run 'transllm check RECIPE --data'.")
     digest = hashlib.sha256(b"".join(array.digest for array in arrays)).hexdigest()[:16]
     write_json(folder / "rows.json", {"digest": digest, "rows": n_bytes.length, "tokens": ids.length})
     return Rows.open(folder)
+
+
+def _check(number: int, row: EncodedRow, said: ByOriginal) -> None:
+    own, theirs = list(row.ids[said.at: said.at + said.words]), list(said.ids[-said.words:])
+    if not 0 < said.words < len(said.ids) or said.at < 1 or own != theirs or not all(row.trained[said.at: said.at + said.words]):
+        raise TrainingError(f"Row {number} is not what the original said. This is a bug in the stage that built it; please report it.")
 
 
 class _Growing:
@@ -134,7 +181,7 @@ class _Growing:
         """Of the numbers."""
         return self._hash.digest()
 
-    def append(self, numbers: Sequence[int]) -> None:
+    def append(self, numbers: Sequence[int] | Sequence[bool]) -> None:
         """Write some more."""
         data = np.asarray(numbers, dtype=self._dtype).tobytes()
         self._hash.update(data)
