@@ -3,10 +3,10 @@
     python benchmarks/recovery.py recipes/demo-es.yaml --set evaluate.answers=96 [--seeds 1 2 3] [--ifeval FILE] [--variants text logits]
 
 For each seed the recipe runs up to *bridge* once; then *finetune* runs for each variant, on the same rows with the same budget in tokens
-(without recovery the others fill the budget). Measured: KL to the original and share of equal next tokens on its own held-out English
-conversations, bits per byte of held-out English, and, with ``--ifeval ifeval_input_data.jsonl`` (and ``pip install lm-eval langdetect nltk
-immutabledict``), IFEval's strict accuracy. It can be killed at any time; the same command goes on. Prints a table, and last one line of
-JSON.
+(without recovery the others fill the budget). Measured: all that *evaluate* measures of a tuned model (KL to the original on its own
+held-out English conversations and what of the new language was gained), and, with ``--ifeval ifeval_input_data.jsonl`` (and ``pip install
+lm-eval langdetect nltk immutabledict``), IFEval's strict accuracy. It can be killed at any time; the same command goes on. Prints a
+table, and last one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,59 +21,49 @@ from typing import Any
 from ifeval import punkt, read_ifeval, strict
 
 from transllm import load_recipe, transform
-from transllm.evaluation.scoring import divergence, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
 from transllm.generation import LocalEngine, Sampling
-from transllm.model import compute_dtype, default_device, enable_packed, place
-from transllm.pipeline.evaluate import load_measured, original_answers
-from transllm.pipeline.prepare import read_part
+from transllm.model import compute_dtype, default_device, place
+from transllm.pipeline.evaluate import load_measured, material_of, measure
 from transllm.pipeline.stage import Context, read_manifest
 from transllm.progress import Silent
 from transllm.tcot import Message
 
 VARIANTS = {
-    "none": ["finetune.recovery=0"],
     "text": ["recover.by=text"],
     "logits": ["recover.by=logits"],
+    "none": ["finetune.recovery=0"],
     "both": ["recover.by=both"],
     "on-policy": ["recover.by=logits", "recover.logits.own_samples=1"],
 }
-DOCUMENTS = 200
 ANSWER_TOKENS = 256
+SHOWN = {
+    "kl_to_original": "KL to the original", "same_next_token": "same next token", "bits_per_byte_english": "English bits a byte",
+         "bits_per_byte_target": "target bits a byte", "chrf_en_target": "chrF into it", "chrf_target_en": "chrF into English",
+         "tcot_well_formed": "well formed", "answer_in_target": "in the target", "ifeval_prompts": "IFEval prompts",
+         "ifeval_instructions": "IFEval instructions", "training_seconds": "training seconds"}
 
 
 def measured(context: Context, name: str, questions: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """All figures of one model of a run."""
-    spans, renderer, recipe = context.spans, context.renderer, context.recipe
-    device = default_device()
-    dtype = compute_dtype(recipe.training.precision, device)
-
-    def load(which: str) -> Any:
-        return place(load_measured(context.run, which, original_size=spans.original_size, dtype=dtype), device)
-
-    model, is_original = load(name), name == "original"
-    own_attention = model.config._attn_implementation
-    enable_packed(model)
-    opening = () if is_original else (spans.markers.response,)
-    figures = {"bits_per_byte_english": text_bits_per_byte(
-        model, held_out_texts(read_part(context.run, "english", "held_out"), DOCUMENTS), encode=spans.encode_english_batch,
-        start=renderer.end_id if is_original else spans.markers.english)}
-    if is_original:
-        figures |= {"kl": 0.0, "same": 1.0}
-    else:
-        original = load("original")
-        enable_packed(original)
-        found = divergence(original, model, original_answers(context), vocabulary=spans.original_size, opening=opening)
-        figures |= {"kl": found.kl, "same": found.same}
-    model.set_attn_implementation(own_attention)
+    """The figures of *evaluate* of one model of a run, and IFEval's."""
+    figures = {key: value for key, value in measure(context, name, material_of(context))["metrics"].items() if key in SHOWN}
     if questions:
-        engine = LocalEngine(model, pad_id=0, batch_size=192, vocabulary=spans.original_size if is_original else spans.size)
-        prompts = [[*renderer.prompt([Message("user", question["prompt"])]), *opening] for question in questions]
-        answers = dict.fromkeys(range(len(prompts)), "")
-        for made in engine.generate(prompts, sampling=Sampling(ANSWER_TOKENS, stop_ids=renderer.stop_ids)):
-            answers[made.index] = spans.decode([token for token in made.ids if token not in renderer.stop_ids]).strip()
-        figures |= {f"ifeval_{key}": value for key, value in strict(questions, [answers[place] for place in range(len(prompts))]).items()}
-    return {key: round(value, 5) for key, value in figures.items()}
+        figures |= {f"ifeval_{key}": value for key, value in strict(questions, english_answers(context, name, questions)).items()}
+    return figures
+
+
+def english_answers(context: Context, name: str, questions: Sequence[dict[str, Any]]) -> list[str]:
+    """What a model answers in English, greedily, after the marker that opens such an answer (the original knows none)."""
+    spans, renderer, device = context.spans, context.renderer, default_device()
+    dtype = compute_dtype(context.recipe.training.precision, device)
+    model = place(load_measured(context.run, name, original_size=spans.original_size, dtype=dtype), device)
+    engine = LocalEngine(model, pad_id=0, batch_size=192, vocabulary=spans.original_size)
+    opening = [] if name == "original" else [spans.markers.response]
+    prompts = [[*renderer.prompt([Message("user", question["prompt"])]), *opening] for question in questions]
+    answers = [""] * len(prompts)
+    for made in engine.generate(prompts, sampling=Sampling(ANSWER_TOKENS, stop_ids=renderer.stop_ids)):
+        answers[made.index] = spans.decode([token for token in made.ids if token not in renderer.stop_ids]).strip()
+    return answers
 
 
 def main() -> None:
@@ -105,16 +95,16 @@ def main() -> None:
                 questions_now = questions if variant != "original" or seed == asked.seeds[0] else []
                 found[key] = measured(Context(recipe, run, run / "finetune", Silent()),
                                       "original" if variant == "original" else "finetune", questions_now)
-                found[key] |= {"tokens": stage["tokens"], "seconds": stage["metrics"]["training_seconds"]} if stage else {}
+                found[key] |= {"training_seconds": stage["metrics"]["training_seconds"]} if stage else {}
                 write_json(file, {"settings": settings, "figures": found})
             print(f"{key}: {found[key]}", flush=True)
     _show(found, asked.variants, asked.seeds)
-    text = [found[f"text {seed}"]["kl"] for seed in asked.seeds] if "text" in asked.variants else None
+    text = [found[f"text {seed}"]["kl_to_original"] for seed in asked.seeds] if "text" in asked.variants else None
     print(json.dumps({
         "recipe": str(asked.recipe), "set": asked.set, "seeds": asked.seeds, "ifeval": len(questions), "punkt": sentences,
         "figures": {variant: {key: _spread([found[f"{variant} {seed}"][key] for seed in asked.seeds if key in found[f"{variant} {seed}"]])
                               for key in found[f"{variant} {asked.seeds[0]}"]} for variant in ("original", *asked.variants)},
-        "kl_against_text": {variant: _spread([found[f"{variant} {seed}"]["kl"] / of_text for seed, of_text in zip(
+        "kl_against_text": {variant: _spread([found[f"{variant} {seed}"]["kl_to_original"] / of_text for seed, of_text in zip(
             asked.seeds, text, strict=True)]) for variant in asked.variants} if text else None}))
 
 
@@ -124,8 +114,8 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def _show(found: dict[str, dict[str, float]], variants: Sequence[str], seeds: Sequence[int]) -> None:
-    keys = list(dict.fromkeys(key for row in found.values() for key in row))
-    print(f"\n| recovery | {' | '.join(key.replace('_', ' ') for key in keys)} |\n|---|{'---|' * len(keys)}")
+    keys = [key for key in SHOWN if any(key in row for row in found.values())]
+    print(f"\n| recovery | {' | '.join(SHOWN[key] for key in keys)} |\n|---|{'---|' * len(keys)}")
     for variant in ("original", *variants):
         cells = []
         for key in keys:

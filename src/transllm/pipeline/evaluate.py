@@ -36,7 +36,7 @@ _SHOWN = 6
 
 def evaluate(context: Context) -> Result:
     """Write ``<model>.json`` for each model as it is measured, then ``samples.json`` and the run's ``metrics.json``."""
-    material = _material(context)
+    material = material_of(context)
     metrics = Metrics(stages={}, settings=material.settings)
     for name in MODELS:
         file = context.folder / f"{name}.json"
@@ -46,7 +46,7 @@ def evaluate(context: Context) -> Result:
                 write_json(file, json.loads((context.folder / "finetune.json").read_text(encoding="utf-8")))
             else:
                 context.progress.say(f"measuring: {name}")
-                write_json(file, _measure(context, name, material))
+                write_json(file, measure(context, name, material))
         metrics = metrics.with_stage(name, StageMetrics.from_dict(json.loads(file.read_text(encoding="utf-8"))["metrics"]))
     write_json(context.folder / "samples.json", _samples(context.folder, material))
     metrics.write(context.run / "metrics.json")
@@ -78,7 +78,7 @@ def _merged_is_finetuned(context: Context) -> bool:
 
 
 @dataclass(frozen=True)
-class _Material:
+class Material:
     """What all models are measured on."""
 
     target_texts: list[str]
@@ -89,7 +89,7 @@ class _Material:
     settings: dict[str, Any]
 
 
-def _material(context: Context) -> _Material:
+def material_of(context: Context) -> Material:
     recipe = context.recipe
     settings = recipe.evaluate
     pairs, pairs_name = _test_pairs(context)
@@ -100,7 +100,7 @@ def _material(context: Context) -> _Material:
         raise DataError("There is nothing to hold the original against: " + (
             "all its held-out answers are empty. Raise evaluate.answers." if queries else
             "no held-out sentence is short enough for a query. Name evaluate.queries."))
-    return _Material(
+    return Material(
         texts["target"], texts["english"], pairs, queries, answers,
         {"language": recipe.target.name, "test_pairs": pairs_name, "sentences": len(pairs), "queries": len(queries),
          "query_source": queries_name, "documents": {name: len(found) for name, found in texts.items()}, "answers": len(answers)})
@@ -145,7 +145,7 @@ def _queries(context: Context) -> tuple[list[str], str]:
     return [row["target"] for row in rows if len(row["target"]) <= 200][: settings.query_count], "held-out sentences, questions first"
 
 
-def _measure(context: Context, name: str, material: _Material) -> dict[str, Any]:
+def measure(context: Context, name: str, material: Material) -> dict[str, Any]:
     """All figures of one model, and what it wrote."""
     spans, recipe = context.spans, context.recipe
     device = default_device()
@@ -190,7 +190,7 @@ def _measure(context: Context, name: str, material: _Material) -> dict[str, Any]
     return {"metrics": StageMetrics.from_dict(figures).to_dict(), **written}
 
 
-def _translate(context: Context, engine: LocalEngine, name: str, material: _Material) -> dict[str, list[str]]:
+def _translate(context: Context, engine: LocalEngine, name: str, material: Material) -> dict[str, list[str]]:
     """Both directions, in the form that this model was taught: asked in its chat template, or continued as in *bitext*."""
     language, renderer = context.recipe.target, context.renderer
     english, target = ([pair[side] for pair in material.pairs] for side in (0, 1))
@@ -255,7 +255,7 @@ def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
                   "tokens_per_answer": sum(len(made.ids) for made in replies) / len(replies), "seconds_per_answer": seconds / len(replies)}
 
 
-def _samples(folder: Path, material: _Material) -> dict[str, Any]:
+def _samples(folder: Path, material: Material) -> dict[str, Any]:
     """The first few of what each model wrote: chosen before anything was written, good or bad."""
     conversations, translations = [], [{"english": english, "target": target} for english, target in material.pairs[:_SHOWN]]
     for name in MODELS:

@@ -302,8 +302,9 @@ class Logits(Section):
     """The original's share of the mixture of ``mixed``."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Both distributions are flattened by it. 1: they are what the models sample from."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """What a place counts, where a label counts 1."""
+    weight: Annotated[float, Field(gt=0)] = 4.0
+    """What a place counts, where a label counts 1. On average a label pulls as its distribution does, and scatters: without the scatter a
+    place can count more (docs/results)."""
     chains: bool = True
     """Chains hold an answer of the original too, in English after the query in English: learn it from the original's distribution as well,
     which reads the same conversation in English."""
