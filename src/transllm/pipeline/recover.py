@@ -1,4 +1,23 @@
-"""recover: the original chat model answers English prompts. Its own words are what teaches the transformed model not to forget."""
+"""recover: the original chat model answers English prompts. Its own words are what teaches the transformed model not to forget.
+
+What it leaves, a row a reply (``conversations.jsonl``: what becomes chains; ``samples.jsonl``: second answers at temperature 1, for
+recovery; ``rejects.jsonl``: conversations that a filter dropped, with a ``reason``):
+
+    id        unique and stable: the conversation, the turn and the answer's number
+    system    the system prompt, or null
+    history   the earlier turns in English, oldest first: [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]; [] for the first
+    prompt    what the user says in this turn
+    answer    what the original model answers, stripped
+    finish    "stop", or "length" where it met ``recover.max_new_tokens``
+    tokens    that were generated, with the one that ends the answer
+    origin    where the conversation's first prompt came from
+    held_out  kept for measuring. Such conversations have one turn and no system prompt
+    delicate  whether the first prompt is one of ``recover.delicate``
+    refusal   whether the answer begins as refusals do (``data.refusals``): a counter, no judge
+
+A conversation of three turns is three rows; the third has four messages of history. The messages of history are those of its earlier
+rows, word for word (with the greedy answers, in ``samples.jsonl`` too).
+"""
 
 from __future__ import annotations
 
