@@ -62,7 +62,8 @@ def test_a_conversation_that_leaves_no_room_is_told_and_the_others_are_answered(
     ("{% if m.role == 'system' %}{% continue %}{% endif %}", "leaves it out")])
 def test_a_template_without_a_place_for_a_system_prompt(loaded: LoadedModel, inside: str, fault: str) -> None:
     kept = loaded.tokenizer.chat_template
-    loaded.tokenizer.chat_template = "{% for m in messages %}" + inside + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    rest = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    loaded.tokenizer.chat_template = "{% for m in messages %}" + inside + rest + "{% endfor %}"
     try:
         engine = TransformersEngine(loaded)
         asked = Conversation((Turn("system", "Be brief."), Turn("user", "Why?")))
