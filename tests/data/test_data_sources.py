@@ -65,7 +65,7 @@ def test_every_row_is_counted_and_the_licence_is_the_wheels(tmp_path: Path, plac
     report = reading.reports[0].as_dict()
     assert report["licence"] == "CC0-1.0" and report["read"] == 8 and report["kept"] == 1
     assert report["dropped"] == {"empty": 2, "duplicate": 1, "identical sides": 1, "length ratio": 1, "no letters": 1, "too few columns": 1}
-    assert reading.reports[0].first["too few columns"] == "d/a.tsv.gz, line 7"
+    assert reading.reports[0].places["too few columns"] == ["d/a.tsv.gz, line 7"]
 
 
 def test_too_many_dropped_rows_are_an_error_that_points_at_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedModel
 
+from transllm.errors import ModelError
 from transllm.generation import Conversation, ReplySampling, TransformersEngine, Turn
 from transllm.generation.in_process import prompt_ids, prompt_text
 from transllm.model import LoadedModel
@@ -54,3 +55,19 @@ def test_a_conversation_that_leaves_no_room_is_told_and_the_others_are_answered(
     assert found[1].finish == "too long" and not found[1].text
     assert found[1].prompt_tokens > 512
     assert found[0].tokens > 0
+
+
+@pytest.mark.parametrize(("inside", "fault"), [
+    ("{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}", "refuses it"),
+    ("{% if m.role == 'system' %}{% continue %}{% endif %}", "leaves it out")])
+def test_a_template_without_a_place_for_a_system_prompt(loaded: LoadedModel, inside: str, fault: str) -> None:
+    kept = loaded.tokenizer.chat_template
+    rest = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    loaded.tokenizer.chat_template = "{% for m in messages %}" + inside + rest + "{% endfor %}"
+    try:
+        engine = TransformersEngine(loaded)
+        asked = Conversation((Turn("system", "Be brief."), Turn("user", "Why?")))
+        with pytest.raises(ModelError, match=f"{fault}.*system_prompts"):
+            list(engine.generate([asked], sampling=ReplySampling(2)))
+    finally:
+        loaded.tokenizer.chat_template = kept

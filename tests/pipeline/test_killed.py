@@ -35,7 +35,7 @@ def _halfway(folder: Path, stage: str) -> Callable[[], bool]:
     conditions: dict[str, Callable[[], bool]] = {
         "prepare": lambda: (folder / "pairs.train.jsonl").exists(),
         "extend": lambda: (folder / "config.json").exists(),
-        "recover": lambda: (folder / "conversations.jsonl").exists() and (folder / "conversations.jsonl").stat().st_size > 300,
+        "recover": lambda: (folder / "replies.jsonl").exists() and (folder / "replies.jsonl").stat().st_size > 300,
         "bridge": lambda: (folder / "translated.jsonl").exists() and (folder / "translated.jsonl").stat().st_size > 300,
         "merge": lambda: (folder / "config.json").exists(),
         "evaluate": lambda: (folder / "pretrain.json").exists(),
@@ -70,9 +70,8 @@ def _result(folder: Path) -> dict[str, Any]:
             found[name] = _timeless(json.loads(path.read_text(encoding="utf-8")))
         else:
             found[name] = path.read_bytes()
-    if folder.name == "recover":  # answers come in another order after a stop
-        for name in ("conversations.jsonl", "samples.jsonl"):
-            found[name].sort(key=lambda row: row["prompt"])
+    if folder.name == "recover":  # replies come in another order after a stop; what is made of them does not
+        found["replies.jsonl"].sort(key=lambda row: row["id"])
     return found
 
 
@@ -167,7 +166,7 @@ def test_torn_checkpoint_is_passed_over(finished: Any, home: Any, cli: Any, tmp_
 def test_torn_lines_are_written_again(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
     run = finished.copy(tmp_path, without=STAGES[STAGES.index("recover"):])
     _stop(cli, home.recipe, tmp_path, "recover", signal.SIGKILL, _halfway(run / "recover", "recover"))
-    for name in ("candidates", "conversations"):
+    for name in ("candidates", "replies"):
         path = run / "recover" / f"{name}.jsonl"
         path.write_bytes(path.read_bytes()[:-20])
     assert cli("run", home.recipe, "--runs", tmp_path, "--until", "recover").code == 0
@@ -185,7 +184,7 @@ def test_self_prompting_goes_on_where_it_was(home: Any, cli: Any, tmp_path: Path
     _stop(cli, mine.recipe, tmp_path / "runs", "recover", signal.SIGKILL,
           lambda: prompts.exists() and prompts.read_bytes().count(b"\n") >= 24)
     known = _lines(prompts)
-    assert not (prompts.parent / "conversations.jsonl").exists(), "the stop came too late"
+    assert not (prompts.parent / "replies.jsonl").exists(), "the stop came too late"
     done = cli("run", mine.recipe, "--runs", tmp_path / "runs", "--until", "recover")
     assert done.code == 0, done.err
     rows = _lines(prompts)

@@ -114,6 +114,19 @@ def test_what_a_recipe_says_of_its_rows() -> None:
     assert bridging(load_recipe(LLAMA, overrides=["bridge.translator=apertium"])).rows == 0
 
 
+def test_what_is_written_for_several_answers_and_turns() -> None:
+    def writings(*settings: str) -> list[Writing]:
+        return recovering(load_recipe(LLAMA, overrides=["recover.count=1000", "evaluate.answers=10", "recover.prompts=[seed]",
+                                                        *(f"recover.{setting}" for setting in settings)]))
+
+    (once,) = writings("sampled=0.5")
+    assert once.rows == 1010 + 500
+    assert writings("sampled=0.5", "answers=3")[0].rows == 1010 + 1500
+    assert writings("sampled=0.5", "answers=3", "temperature=0.7")[0].rows == 1010 + 1500 + 2000
+    first, later, users = writings("sampled=0.5", "multi_turn=0.4", "most_turns=3")  # 200 have a turn more, 200 two
+    assert (first.rows, later.rows, users.rows) == (1510, 900, 600) and later.prompt > first.prompt and users.length == (30, 96)
+
+
 def test_a_line_over_depths() -> None:
     line = Line.through((2, 8), (5.0, 11.0))
     assert (line.head, line.layer, line.at(30)) == (3.0, 1.0, 33.0)

@@ -66,7 +66,8 @@ def _summary(recipe: Recipe) -> Table:
                 if stage.tokens else "skipped")
         if name == "finetune":
             prompts = ", ".join(prompt if isinstance(prompt, str) else prompt.origin for prompt in recipe.recover.prompts)
-            table.add_row("recover", f"{recipe.recover.count:,} answers of the original model; prompts: {prompts}")
+            turns = f", {recipe.recover.multi_turn:.0%} of up to {recipe.recover.most_turns} turns" if recipe.recover.multi_turn else ""
+            table.add_row("recover", f"{recipe.recover.count:,} conversations with the original model{turns}; prompts: {prompts}")
             table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator}'")
         table.add_row(name, what)
     table.add_row("trained", _trained(recipe))

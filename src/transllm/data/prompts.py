@@ -1,4 +1,4 @@
-"""English prompts for recovery: the library's own seed prompts, and the filter for prompts that a model or a file gives."""
+"""English prompts for recovery: the library's own, those of a source, and the filter for prompts that a model or a file gives."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from transllm.data.filters import clean, normalise
+from transllm.data.filters import clean
 from transllm.data.language import is_language
+from transllm.data.near import NearDuplicates
 from transllm.data.types import Counts, MissingSourceError, SourceReport
+from transllm.errors import DataError
 from transllm.languages import Language
 from transllm.recipe.schema import Source
 
@@ -54,14 +56,14 @@ class PromptFilter:
     Attributes:
         max_words: longer ones are pasted text, and leave the answer no room.
         counts: kept, and dropped by reason.
+        near: the prompts before: another that shares four fifths of its words with one of them is a duplicate.
     """
 
     max_words: int = 200
     min_words: int = 2
     check_language: bool = True
     counts: Counts = field(default_factory=Counts)
-    seen: set[frozenset[str]] = field(default_factory=set, repr=False)
-    _shingles: dict[str, list[frozenset[str]]] = field(default_factory=dict, repr=False)
+    near: NearDuplicates = field(default_factory=NearDuplicates, repr=False)
 
     def __call__(self, prompt: str) -> str | None:
         """The clean prompt, or None for one that is dropped (see ``counts``)."""
@@ -90,25 +92,7 @@ class PromptFilter:
         # A low bar: on five words an identifier is unsure between English and everything else.
         if self.check_language and not is_language(text, "en", threshold=0.25):
             return "not English"
-        return "duplicate" if self._known(text) else None
-
-    def _known(self, text: str) -> bool:
-        """Whether the prompt, or nearly the same one (four fifths of its words), was there before; else it is remembered.
-
-        Only prompts that share a rare enough word are compared: the three longest words of each are its index.
-        """
-        words = frozenset(normalise(text).split())
-        if words in self.seen:
-            return True
-        longest = sorted(words, key=lambda word: (-len(word), word))[:3]
-        for word in longest:
-            for other in self._shingles.get(word, ()):
-                if len(words & other) >= 0.8 * len(words | other):
-                    return True
-        self.seen.add(words)
-        for word in longest:
-            self._shingles.setdefault(word, []).append(words)
-        return False
+        return "duplicate" if self.near.known(text) else None
 
 
 def _repeats(words: list[str]) -> bool:
@@ -125,24 +109,37 @@ def _repeats(words: list[str]) -> bool:
 
 
 def read_prompts(source: Source, *, side: Literal["english", "target"], language: Language, folder: Path,
-                 cache: Path | None = None) -> list[str]:
+                 cache: Path | None = None, max_broken: float = 0.05, report: SourceReport | None = None) -> list[str]:
     """User turns of a source: lines of a text file without its comments, or rows of any other format.
 
     A document filter would drop "Hello!", and a comment is no prompt; so prompts are not read as documents.
 
+    Args:
+        max_broken: a larger share of rows that cannot be read (broken JSON, a column that is missing or no text) is an error.
+        report: gets the counts of rows, and the places of the first broken ones.
+
     Raises:
         MissingSourceError: the source is not there and not optional.
+        DataError: it is not what the recipe says, or too much of it is broken.
     """
     from transllm.data.origins import Place, raw_rows
 
-    report = SourceReport(source.origin, source.licence)
+    report = report if report is not None else SourceReport(source.origin, source.licence)
+    texts = []
     try:
-        rows = [row.texts for row in raw_rows(source, wanted="documents", language=language, place=Place(folder, cache), report=report)]
-    except MissingSourceError:
-        if not source.optional:
+        for row in raw_rows(source, wanted="documents", language=language, place=Place(folder, cache), report=report):
+            report.counts.keep()
+            texts.append(row.texts[0 if side == "english" else -1])
+    except MissingSourceError as problem:
+        if not source.optional or report.counts.read:
             raise
-        return []
-    return [prompt for texts in rows for prompt in _turns(source, texts[0 if side == "english" else -1])]
+        report.missing = str(problem)
+    broken = report.counts.read - report.counts.kept
+    if broken > max_broken * report.counts.read:
+        places = "; ".join(f"{reason}: {', '.join(found)}" for reason, found in report.places.items())
+        raise DataError(f"{broken:,} of {report.counts.read:,} prompts of {report.origin} are broken (the first, {places}), more than "
+                        f"{max_broken:.1%}. Mend them (for prompts of recover, recover.max_broken says how many may be).")
+    return [prompt for text in texts for prompt in _turns(source, text)]
 
 
 def _turns(source: Source, text: str) -> list[str]:

@@ -210,7 +210,8 @@ def _check(report: SourceReport, max_dropped: float) -> None:
         worst = max(bad, key=lambda reason: bad[reason])
         listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(bad.items(), key=lambda item: -item[1]))
         raise DataError(f"The source {report.origin} loses {total:,} of {counts.read:,} rows ({listed}; the first '{worst}': "
-                        f"{report.first.get(worst, 'unknown')}). Check its columns and format, or raise 'max_dropped' ({max_dropped:g}).")
+                        f"{report.places.get(worst, ['unknown'])[0]}). Check its columns and format, or raise 'max_dropped' "
+                        f"({max_dropped:g}).")
 
 
 def _limited(items: Iterator[_Item], limit: int | None) -> Iterator[_Item]:

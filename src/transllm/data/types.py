@@ -70,6 +70,9 @@ class Counts:
         return total
 
 
+_PLACES = 3
+
+
 @dataclass(slots=True)
 class SourceReport:
     """What became of one source.
@@ -80,7 +83,7 @@ class SourceReport:
         counts: rows read, kept and dropped.
         documents: documents kept and dropped after rows were joined; None where pairs were read.
         missing: why an optional source gave nothing; None for one that was there.
-        first: reason -> where it was first met ("file, line 3"), so that a message can point at a row.
+        places: reason -> where it was met the first few times ("file, line 3"), so that a message can point at rows.
     """
 
     origin: str
@@ -88,12 +91,14 @@ class SourceReport:
     counts: Counts = field(default_factory=Counts)
     documents: Counts | None = None
     missing: str | None = None
-    first: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, place: str) -> None:
-        """Count a dropped row, and remember the place of the first one of its reason."""
+        """Count a dropped row, and remember the places of the first few of its reason."""
         self.counts.drop(reason)
-        self.first.setdefault(reason, place)
+        known = self.places.setdefault(reason, [])
+        if len(known) < _PLACES:
+            known.append(place)
 
     def as_dict(self) -> dict[str, object]:
         """The form of the manifest's ``sources``."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from transllm.errors import ModelError
 from transllm.generation.conversation import Conversation, Reply, ReplySampling
 from transllm.generation.engine import Sampling
 from transllm.generation.local import LocalEngine
@@ -33,7 +35,12 @@ class TransformersEngine:
                                    vocabulary=len(loaded.tokenizer))
 
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
-        """See ``ConversationEngine.generate``."""
+        """See ``ConversationEngine.generate``.
+
+        Raises:
+            ModelError: the chat template has no place for what is said, such as a system prompt.
+        """
+        _check_system(self._tokenizer, conversations)
         prompts = [prompt_ids(self._tokenizer, conversation) for conversation in conversations]
         fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._context]
         for number in sorted(set(range(len(prompts))) - set(fitting)):
@@ -48,6 +55,20 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing is held but memory, which goes with the object."""
+
+
+def _check_system(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> None:
+    """Some templates refuse a system prompt (Gemma's), some leave it out without a word: try the first there is."""
+    told = next((conversation for conversation in conversations if conversation.turns and conversation.turns[0].role == "system"), None)
+    if told is None:
+        return
+    try:
+        fault = "leaves it out" if told.turns[0].content.strip() not in prompt_text(tokenizer, told) else ""
+    except TemplateError as problem:
+        fault = f"refuses it ({problem})"
+    if fault:
+        raise ModelError(f"A conversation has a system prompt, and the model's chat template {fault}. Take recover.system_prompts out, or "
+                         "give the model another template (model.chat_template).")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:

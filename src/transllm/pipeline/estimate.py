@@ -95,11 +95,13 @@ class Estimate:
         """One plan a stage, in order."""
         recover, bridge = self.recipe.recover, bridging(self.recipe)
         chains = min(recover.count, self.recipe.bridge.count) if bridge.rows else 0
-        twice = f", {recover.sampled:.0%} of them answered twice" if recover.sampled else ""
+        times = "twice" if recover.answers == 1 else f"{recover.answers} times more"
+        told = f"{recover.count:,} prompts" + (f", {recover.sampled:.0%} of them answered {times}" if recover.sampled else "")
+        told += f", {recover.multi_turn:.0%} go on for up to {recover.most_turns} turns" if recover.multi_turn else ""
         return [
             StagePlan("prepare", None, None, (0.0, 0.0), 0.0, 0.0, note="reads, filters and cuts the text; not timed here"),
             self._extend(), self._training("pretrain"), self._training("bitext"),
-            self._answers("recover", recovering(self.recipe), f"{recover.count:,} prompts{twice}"),
+            self._answers("recover", recovering(self.recipe), told),
             self._answers("bridge", [bridge] if bridge.rows else [], f"{chains:,} chains, {bridge.rows:,} sentences at least"),
             self._training("finetune"), self._merge(), self._evaluate(),
         ]

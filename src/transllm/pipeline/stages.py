@@ -18,7 +18,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("extend", ("prepare",), ("model", "language", "extend"), extend, version=2),
     Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain, shared=True),
     Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext, shared=True),
-    Stage("recover", (), ("model", "recover", "evaluate.answers"), recover, apart=_LEARNED),
+    Stage("recover", (), ("model", "recover", "evaluate.answers"), recover, version=2, apart=_LEARNED),
     Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge),
     Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training", *_LEARNED), finetune, version=3,
           shared=True),

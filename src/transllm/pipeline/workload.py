@@ -122,11 +122,21 @@ def _conversations(recipe: Recipe) -> tuple[int, float, float]:
 
 
 def recovering(recipe: Recipe) -> list[Writing]:
-    """The original's answers, and the prompts that it writes itself."""
+    """The original's answers, those of later turns, the turns that it writes for users, and the prompts that it writes itself.
+
+    Not counted: prompts of ``recover.delicate`` (a file that is not read here). Later turns are all there could be: those of conversations
+    that end before are not known.
+    """
     settings = recipe.recover
     wanted = settings.count + recipe.evaluate.answers
-    rows = wanted + round(settings.sampled * settings.count)
-    found = [Writing(rows, settings.batch_size, PROMPT, _up_to(settings.max_new_tokens))]
+    later = round(settings.multi_turn * settings.count * settings.most_turns / 2)  # 2 to most_turns turns, each number as often
+    length = _up_to(settings.max_new_tokens)
+    again = settings.sampled * settings.answers + (settings.answers - 1 if settings.temperature else 0)  # answers beside the first
+    found = [Writing(wanted + round(again * settings.count), settings.batch_size, PROMPT, length)]
+    if later:
+        history = round((PROMPT + length[1] / 2) * settings.most_turns / 2)
+        found += [Writing(round((1 + again) * later), settings.batch_size, PROMPT + history, length),
+                  Writing(later, settings.batch_size, 4 + history, _SELF_PROMPT)]
     given = len(list(seed_prompts())) if "seed" in settings.prompts else 0
     if "self" in settings.prompts and all(isinstance(origin, str) for origin in settings.prompts) and wanted > given:
         rounds = math.ceil((wanted - given) / _SELF_KEPT / settings.batch_size)

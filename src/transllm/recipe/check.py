@@ -45,6 +45,9 @@ def sources_of(recipe: Recipe) -> Iterator[tuple[str, Source]]:
     for index, prompt in enumerate(recipe.recover.prompts):
         if isinstance(prompt, Source):
             yield f"recover.prompts[{index}]", prompt
+    for name in ("delicate", "system_prompts"):
+        if isinstance(source := getattr(recipe.recover, name), Source):
+            yield f"recover.{name}", source
     if recipe.evaluate.test_pairs is not None:
         yield "evaluate.test_pairs", recipe.evaluate.test_pairs
     if recipe.evaluate.queries is not None:
@@ -165,6 +168,9 @@ def _recovery(recipe: Recipe) -> Iterator[str]:
 def _bridge(recipe: Recipe) -> Iterator[str]:
     if not recipe.recover.prompts:
         yield "recover.prompts is empty, so there is nothing to answer. Name 'seed', 'self' or a source."
+    if recipe.recover.answers > 1 and not recipe.recover.temperature and not recipe.recover.sampled:
+        yield (f"recover.answers is {recipe.recover.answers}, but nothing is sampled: greedy decoding gives the same answer each time. "
+               "Raise recover.sampled or recover.temperature, or take 'answers' out.")
     if recipe.bridge.min_length_ratio >= recipe.bridge.max_length_ratio:
         yield (f"bridge.min_length_ratio ({recipe.bridge.min_length_ratio:g}) is not below bridge.max_length_ratio "
                f"({recipe.bridge.max_length_ratio:g}), so every example would be dropped.")

@@ -134,6 +134,7 @@ def _map_paths(data: dict[str, Any], folder: Path, change: Callable[[Path], str]
         if isinstance(value, str) and value and "{" not in value and (folder / Path(value).expanduser()).exists():
             data["model"][key] = change(Path(value).expanduser())
     sources = [*data["data"]["parallel"], *data["data"]["target"], *data["data"]["english"], *data["recover"]["prompts"],
+               data["recover"].get("delicate"), data["recover"].get("system_prompts"),
                data["extend"].get("lexicon"), data["evaluate"].get("test_pairs"), data["evaluate"].get("queries")]
     for source in sources:
         if isinstance(source, dict) and "files" in source:

@@ -327,8 +327,24 @@ class Recover(Section):
 
     prompts: list[Literal["seed", "self"] | Source] = ["seed", "self"]
     """``seed``: the library's own; ``self``: the model writes user turns itself (Magpie, arXiv 2406.08464); or files and data sets."""
+    max_broken: Share = 0.05
+    """More rows than this that cannot be read (a broken line, a missing column), in any one source of prompts, is an error: the file
+    is not what the recipe thinks. Fewer are counted, and the manifest names the first."""
+    delicate: Source | None = None
+    """Prompts that a careful model declines, all of them answered beside ``count``, for one turn each, and counted apart: what the original
+    refuses is its safety. None: the paper used no safety data."""
     count: Count = 52_000
     """Prompts to answer (the paper: 52 k). ``self`` fills what the others leave."""
+    system_prompts: list[str] | Source = []
+    """System prompts, as a list or a source of one a line. Empty: none but what the chat template says itself."""
+    system_share: Share = 0.25
+    """Share of the conversations that begin with one of them."""
+    multi_turn: Share = 0.0
+    """Share of the conversations that go on: the chat model writes the user's next turn itself, the filter of prompts reads it, and it is
+    answered. An answer that is cut or dropped ends its conversation. 0: single turns, as in the paper."""
+    most_turns: Annotated[int, Field(ge=2, le=4)] = 3
+    """Turns of those at most; as many of them have two as have any other number. A small model that plays the user loses the thread after
+    some four."""
     max_new_tokens: Count = 1024
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of the answers that become chains. 0 is greedy, the paper's decoding."""
@@ -336,6 +352,19 @@ class Recover(Section):
     """Share of the prompts that are answered a second time, sampled at temperature 1, for recovery. Learned as often as the original
     says them, its answers bring the model back to it; its greedy answers make the model surer than it was (docs/results: half the
     KL). 0: recovery on the greedy answers, as in the paper."""
+    answers: Count = 1
+    """Answers to a prompt, of each kind that is sampled: those of ``sampled``, and those that become chains if ``temperature`` is above
+    0. Greedy decoding would say the same again. More answers cost less than more prompts, and teach less."""
+    cut_answers: Literal["keep", "drop"] = "keep"
+    """What becomes of an answer that met ``max_new_tokens``. ``keep``: recovery learns its words without an end, and *bridge* decides
+    (``bridge.cut_answers``); with a small limit most answers are cut."""
+    max_repeats: Count = 4
+    """Answers in which a run of four words stands more often are dropped: a model in a loop."""
+    check_language: bool = True
+    """Drop answers that are not English."""
+    near_duplicates: Share | None = 0.8
+    """Drop an answer of twelve words or more that shares so many of its words with an earlier one (MinHash); refusals, which are all alike,
+    stay. None keeps all."""
     batch_size: Count = 64
     """Conversations answered at once."""
     self_prompt_temperature: Annotated[float, Field(gt=0)] = 1.0
