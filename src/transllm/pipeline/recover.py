@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transllm.data import Counts
 from transllm.data.prompts import PromptFilter, read_prompts, seed_prompts
 from transllm.data.split import text_key
 from transllm.errors import DataError, ModelError
 from transllm.files import JsonLines, read_jsonl
-from transllm.generation import LocalEngine, Sampling
-from transllm.model import LoadedModel, compute_dtype, default_device, end_of_turn_ids, load_chat_model, place
+from transllm.generation import Conversation, ConversationEngine, ReplySampling, Turn
+from transllm.pipeline.engine import ChosenEngine, engine_of
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe.schema import Source
 
@@ -27,27 +28,26 @@ def recover(context: Context) -> Result:
     The conversations become chains. Samples are second answers to some of the prompts, drawn at temperature 1, for recovery: their
     cross-entropy is, up to a constant, the KL to the original model; that of greedy answers is lowest for a model surer than it.
     """
+    with closing(engine_of(context)) as engine:
+        return _recover(context, engine)
+
+
+def _recover(context: Context, engine: ChosenEngine) -> Result:
     recipe, settings = context.recipe, context.recipe.recover
-    loaded = load_chat_model(recipe.model, folder=recipe.folder, cache=context.cache)
-    device = default_device()
-    place(loaded.model, device, compute_dtype(recipe.training.precision, device))
-    stops = frozenset(end_of_turn_ids(loaded.model, loaded.tokenizer))
-    engine = LocalEngine(loaded.model, pad_id=loaded.tokenizer.pad_token_id or 0, batch_size=settings.batch_size,
-                         vocabulary=len(loaded.tokenizer))
-    prompts, counts = _prompts(context, loaded, engine, stops)
-    result = Result(counts={"prompts": counts}, metrics={"held_out": sum(row["held_out"] for row in prompts)})
+    prompts, counts = _prompts(context, engine)
+    result = Result(counts={"prompts": counts}, metrics={"held_out": sum(row["held_out"] for row in prompts), "engine": engine.choice})
     learned = _in_order([row for row in prompts if not row["held_out"]])
     asked = {"conversations": prompts, "samples": learned[: round(settings.sampled * len(learned))]}
     for name, temperature, seed in (("conversations", settings.temperature, recipe.seed), ("samples", 1.0, recipe.seed + 1)):
-        sampling = Sampling(settings.max_new_tokens, temperature=temperature, stop_ids=stops, seed=seed)
-        answers = _answers(context, loaded, engine, asked[name], sampling, name=name)
-        whole = sum(row["finish"] == "stop" for row in answers)
-        result.counts[name] = {"read": len(answers), "kept": whole, "dropped": {"cut": len(answers) - whole}}
+        sampling = ReplySampling(settings.max_new_tokens, temperature=temperature, seed=seed)
+        answers = _answers(context, engine, asked[name], sampling, name=name)
+        ends = Counter(str(row["finish"]) for row in answers)
+        result.counts[name] = {"read": len(answers), "kept": ends["stop"], "dropped": {"cut": ends["length"], "too long": ends["too long"]}}
         result.tokens += sum(row["tokens"] for row in answers)
     return result
 
 
-def _answers(context: Context, loaded: LoadedModel, engine: LocalEngine, rows: Sequence[dict[str, Any]], sampling: Sampling, *,
+def _answers(context: Context, engine: ConversationEngine, rows: Sequence[dict[str, Any]], sampling: ReplySampling, *,
              name: str) -> list[dict[str, Any]]:
     """Answer what an earlier sitting left, some batches on disk before the next begin; gives all answers."""
     file = context.folder / f"{name}.jsonl"
@@ -57,16 +57,13 @@ def _answers(context: Context, loaded: LoadedModel, engine: LocalEngine, rows: S
     with JsonLines(file) as lines, context.progress.task(f"{name} with the original model", len(rows), "answers") as bar:
         bar.advance(len(done))
         for chunk in _chunks(waiting, context.recipe.recover.batch_size * _CHUNK):
-            for made in engine.generate([_prompt_ids(loaded, row["prompt"]) for row in chunk], sampling=sampling):
-                ids = made.ids[:-1] if made.finish == "stop" else made.ids
-                lines.write({**chunk[made.index], "answer": str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
-                             "finish": made.finish, "tokens": len(made.ids)})
+            for reply in engine.generate([Conversation((Turn("user", row["prompt"]),)) for row in chunk], sampling=sampling):
+                lines.write({**chunk[reply.index], "answer": reply.text, "finish": reply.finish, "tokens": reply.tokens})
                 bar.advance(1)
     return read_jsonl(file)
 
 
-def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine,
-             stops: frozenset[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _prompts(context: Context, engine: ConversationEngine) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The prompts, and what was dropped. A first few, by hash, are held out for measuring.
 
     Every candidate is on disk before the filter sees it. After a stop the filter sees them again, so its memory and its counts are those
@@ -97,7 +94,7 @@ def _prompts(context: Context, loaded: LoadedModel, engine: LocalEngine,
             if len(prompts) >= wanted:
                 break
             start = max((candidate["round"] for candidate in known), default=0)
-            candidates = (_written_by_model(loaded, engine, stops, settings.self_prompt_temperature, settings.batch_size, seed, keep, start)
+            candidates = (_written_by_model(engine, settings.self_prompt_temperature, settings.batch_size, seed, keep, start)
                           if origin == "self" else _given(context, origin))
             name = origin.origin if isinstance(origin, Source) else origin
             for text, number in candidates:
@@ -122,36 +119,25 @@ def _given(context: Context, origin: Any) -> Iterator[tuple[str, int]]:
     yield from ((prompt, 0) for prompt in prompts)
 
 
-def _written_by_model(loaded: LoadedModel, engine: LocalEngine, stops: frozenset[int], temperature: float, batch: int, seed: int,
-                      keep: PromptFilter, start: int) -> Iterator[tuple[str | None, int]]:
+def _written_by_model(engine: ConversationEngine, temperature: float, batch: int, seed: int, keep: PromptFilter,
+                      start: int) -> Iterator[tuple[str | None, int]]:
     """User turns that the chat model writes when it is given only its template's user header (Magpie, arXiv 2406.08464).
 
     Each comes with the number of its round, which decides its random numbers: after a stop, the last round is done again. None stands
     for one that found no end.
     """
-    header = _user_header(loaded)
     barren = 0
     for number in range(start, 10**9):
         before = keep.counts.kept
-        sampling = Sampling(96, temperature=temperature, top_p=0.95, stop_ids=stops, seed=seed * 1000 + number)
-        for made in engine.generate([header] * batch, sampling=sampling):
-            yield str(loaded.tokenizer.decode(made.ids[:-1], skip_special_tokens=True)) if made.finish == "stop" else None, number
+        sampling = ReplySampling(96, temperature=temperature, top_p=0.95, seed=seed * 1000 + number)
+        replies = engine.generate([Conversation(speaker="user")] * batch, sampling=sampling)
+        # In the order of their numbers: after a stop, as many as are on disk of a round are passed over.
+        for reply in sorted(replies, key=lambda reply: reply.index):
+            yield reply.text if reply.finish == "stop" else None, number
         barren = barren + 1 if keep.counts.kept == before else 0
         if barren >= _GIVE_UP:
             raise ModelError(f"The model wrote no new usable prompt in {_GIVE_UP * batch} tries, after {keep.counts.kept} prompts. "
                              "Lower recover.count, or give prompts in a file.")
-
-
-def _user_header(loaded: LoadedModel) -> list[int]:
-    """Ids of the template up to where the user's words begin."""
-    stand_in = "\ue000"
-    rendered = str(loaded.tokenizer.apply_chat_template([{"role": "user", "content": stand_in}], tokenize=False))
-    return list(loaded.tokenizer(rendered[: rendered.index(stand_in)], add_special_tokens=False)["input_ids"])
-
-
-def _prompt_ids(loaded: LoadedModel, prompt: str) -> list[int]:
-    turns = [{"role": "user", "content": prompt}]
-    return cast(list[int], loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
 def _chunks(rows: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
