@@ -6,8 +6,10 @@ chat model says, and any program can say it: a library in this process, a server
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
@@ -93,3 +95,14 @@ class ConversationEngine(Protocol):
     def close(self) -> None:
         """Give back memory, processes and connections."""
         ...
+
+
+def reply_seeds(conversations: Sequence[Conversation], seed: int) -> list[int]:
+    """A seed of 31 bits for each conversation, of what it says and of how often it came before: not of its place or its neighbours."""
+    came: Counter[Conversation] = Counter()
+    found = []
+    for conversation in conversations:
+        digest = blake2b(repr((seed, conversation, came[conversation])).encode("utf-8", "surrogatepass"), digest_size=4).digest()
+        found.append(int.from_bytes(digest, "big") >> 1)
+        came[conversation] += 1
+    return found

@@ -12,7 +12,7 @@ from transllm.errors import ModelError
 from transllm.generation.conversation import Conversation, Reply, ReplySampling
 from transllm.generation.engine import Sampling
 from transllm.generation.local import LocalEngine
-from transllm.model import LoadedModel, end_of_turn_ids
+from transllm.model import LoadedModel, context_of, end_of_turn_ids
 
 _STAND_IN = "\ue000"  # a private-use character: no template tests for it, none trims it
 
@@ -30,7 +30,7 @@ class TransformersEngine:
     def __init__(self, loaded: LoadedModel, *, batch_size: int = 64) -> None:
         self._tokenizer = loaded.tokenizer
         self._stops = frozenset(end_of_turn_ids(loaded.model, loaded.tokenizer))
-        self._context = int(getattr(loaded.model.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+        self._context = context_of(loaded.model.config)
         self._engine = LocalEngine(loaded.model, pad_id=loaded.tokenizer.pad_token_id or 0, batch_size=batch_size,
                                    vocabulary=len(loaded.tokenizer))
 

@@ -4,7 +4,19 @@ from transllm.model.adapter import Adapted, attach, trained_parameters
 from transllm.model.attention import PACKED, Documents
 from transllm.model.grow import grow
 from transllm.model.initial import METHODS, Known, Start, interleaved, start_of
-from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, original_digest, place, save_folder
+from transllm.model.load import (
+    ChatTokenizer,
+    LoadedModel,
+    check_sizes,
+    context_of,
+    end_of_turn_ids,
+    load_chat_model,
+    load_chat_tokenizer,
+    load_folder,
+    original_digest,
+    place,
+    save_folder,
+)
 from transllm.model.packed import APART, choose_attention, enable_packed, hidden_states
 from transllm.model.precision import compute_dtype, default_device
 from transllm.model.proof import RowProof, copy_rows, prove_rows
@@ -17,6 +29,7 @@ __all__ = [
     "METHODS",
     "PACKED",
     "Adapted",
+    "ChatTokenizer",
     "Documents",
     "Known",
     "LoadedModel",
@@ -27,6 +40,7 @@ __all__ = [
     "check_sizes",
     "choose_attention",
     "compute_dtype",
+    "context_of",
     "copy_rows",
     "default_device",
     "enable_packed",
@@ -35,6 +49,7 @@ __all__ = [
     "hidden_states",
     "interleaved",
     "load_chat_model",
+    "load_chat_tokenizer",
     "load_folder",
     "load_merged",
     "load_to_train",

@@ -21,7 +21,16 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from transllm.data.package import package_file
@@ -51,6 +60,21 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokenizer:
+    """What is needed to speak with a chat model whose weights are elsewhere.
+
+    Attributes:
+        tokenizer: fast tokenizer with a chat template.
+        stops: all ids on which the model's own generation stops.
+        context: how many tokens the model takes.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    stops: frozenset[int]
+    context: int
 
 
 @contextlib.contextmanager
@@ -99,35 +123,63 @@ def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = N
     Raises:
         ModelError: the model cannot be found, is no decoder-only language model, or has no chat template.
     """
-    path, gguf = _resolve(source, folder=folder, cache=cache)
-    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
-    if gguf is not None:
-        options["gguf_file"] = gguf
+    path, options = located(source, folder=folder, cache=cache)
+    gguf = options.get("gguf_file")
     dtype: torch.dtype | str = DTYPES.get(source.dtype, "auto")
     if gguf is not None and dtype == "auto":
         dtype = torch.bfloat16
-    with quiet(), _gguf_read_once() if gguf is not None else contextlib.nullcontext():
-        try:
-            config = AutoConfig.from_pretrained(path, **options)
-            if getattr(config, "is_encoder_decoder", False):
-                raise ModelError(f"'{source.source}' is an encoder-decoder model. TransLLM transforms decoder-only chat models.")
-            tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(f"The model '{source.source}' cannot be loaded: {_first_line(error)} "
-                             "Check the name, or give a folder, a .gguf file or package:NAME==VERSION.") from error
+    with reading(source, gguf=gguf is not None):
+        tokenizer = _tokenizer(source, path, options, folder=folder)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
         if gguf is not None:
             model = _without_quantiser(model)
-            _mend_gguf_tokenizer(tokenizer, Path(path) / gguf)
+    return LoadedModel(model.eval(), tokenizer, source.source)
+
+
+def load_chat_tokenizer(source: ModelSource, *, folder: Path, cache: Path | None = None) -> ChatTokenizer:
+    """What is needed to speak with the chat model that a recipe names where another program holds its weights.
+
+    Raises:
+        ModelError: as ``load_chat_model``.
+    """
+    path, options = located(source, folder=folder, cache=cache)
+    with reading(source, gguf="gguf_file" in options):
+        tokenizer = _tokenizer(source, path, options, folder=folder)
+        config = AutoConfig.from_pretrained(path, **options)
+        try:
+            generation = GenerationConfig.from_pretrained(path, **{key: value for key, value in options.items() if key != "gguf_file"})
+        except OSError:  # it has none: as transformers, what the config says
+            generation = GenerationConfig.from_model_config(config)
+    return ChatTokenizer(tokenizer, frozenset(_stop_ids(generation, tokenizer)), context_of(config))
+
+
+def _tokenizer(source: ModelSource, path: str, options: dict[str, Any], *, folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a chat model, with the template that the recipe gives it."""
+    if getattr(AutoConfig.from_pretrained(path, **options), "is_encoder_decoder", False):
+        raise ModelError(f"'{source.source}' is an encoder-decoder model. TransLLM transforms decoder-only chat models.")
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"The tokenizer of '{source.source}' has no fast (tokenizers) form. Convert it to a tokenizer.json first.")
+    if "gguf_file" in options:
+        _mend_gguf_tokenizer(tokenizer, Path(path) / options["gguf_file"])
     if source.chat_template is not None:
         template = folder / source.chat_template
         tokenizer.chat_template = template.read_text(encoding="utf-8") if "{" not in source.chat_template else source.chat_template
     if not tokenizer.chat_template:
         raise ModelError(f"The model '{source.source}' has no chat template, so it is not a chat model that TransLLM can talk to. "
                          "Take the chat variant of the model, or give one with model: {source: ..., chat_template: FILE}.")
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"The tokenizer of '{source.source}' has no fast (tokenizers) form. Convert it to a tokenizer.json first.")
-    return LoadedModel(model.eval(), tokenizer, source.source)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def reading(source: ModelSource, *, gguf: bool) -> Iterator[None]:
+    """Inside, nothing is drawn, a GGUF file is read once, and what transformers raises is an error that names the model."""
+    with quiet(), _gguf_read_once() if gguf else contextlib.nullcontext():
+        try:
+            yield
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelError(f"The model '{source.source}' cannot be loaded: {_first_line(error)} "
+                             "Check the name, or give a folder, a .gguf file or package:NAME==VERSION.") from error
 
 
 def load_folder(folder: Path, *, dtype: torch.dtype | None = None, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -198,8 +250,17 @@ def place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | Non
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All ids on which the model's own generation stops."""
+    return _stop_ids(model.generation_config, tokenizer)
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """How many tokens a model takes; a model that sets no bound takes very many."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+
+def _stop_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids: list[int] = []
-    for value in (model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id):
+    for value in (generation.eos_token_id if generation else None, tokenizer.eos_token_id):
         ids.extend(value if isinstance(value, list) else [] if value is None else [value])
     return sorted(set(ids))
 
@@ -218,6 +279,18 @@ def original_digest(source: ModelSource, *, folder: Path, cache: Path | None = N
         if file.is_file():
             digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def located(source: ModelSource, *, folder: Path, cache: Path | None) -> tuple[str, dict[str, Any]]:
+    """A path or hub id, and the options with which transformers reads it; ``gguf_file`` is among them for a GGUF."""
+    path, gguf = _resolve(source, folder=folder, cache=cache)
+    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    return path, options | ({"gguf_file": gguf} if gguf is not None else {})
+
+
+def commit_of(path: str, options: dict[str, Any]) -> str:
+    """The commit of a hub model; empty for local files."""
+    return str(getattr(AutoConfig.from_pretrained(path, **options), "_commit_hash", None) or "")
 
 
 def _resolve(source: ModelSource, *, folder: Path, cache: Path | None) -> tuple[str, str | None]:

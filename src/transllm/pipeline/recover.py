@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ from transllm.data import Counts
 from transllm.data.prompts import PromptFilter
 from transllm.data.split import text_key
 from transllm.files import read_jsonl, write_text
-from transllm.generation import ConversationEngine, TransformersEngine
-from transllm.model import compute_dtype, default_device, load_chat_model, place
 from transllm.pipeline.answering import Replies, Talk, converse, draw
+from transllm.pipeline.engine import engine_of
 from transllm.pipeline.prompting import filtered, find_prompts, read_given
 from transllm.pipeline.stage import Context, Result
 
@@ -47,8 +47,7 @@ def recover(context: Context) -> Result:
     """
     settings = context.recipe.recover
     given = read_given(context)
-    engine = open_engine(context)
-    try:
+    with closing(engine_of(context)) as engine:
         keep, keep_delicate = PromptFilter(), PromptFilter()
         prompts = [row | {"delicate": False} for row in find_prompts(context, engine, given, keep)]
         # One memory for all: nobody is to ask twice.
@@ -60,8 +59,6 @@ def recover(context: Context) -> Result:
         talks = [Talk.begin(row, settings, given.system) for row in _in_order([*prompts, *delicate])]
         rows = converse(context, replies, talks, turns)
         samples = draw(context, replies, _chosen(rows, talks, settings.sampled))
-    finally:
-        engine.close()
     rejects = [row for row in [*rows, *samples] if row["reason"]]
     for name, wanted in (("conversations", _kept(rows)), ("samples", _kept(samples)), ("rejects", rejects)):
         _write(context.folder / f"{name}.jsonl", wanted, reasons=name == "rejects")
@@ -69,16 +66,8 @@ def recover(context: Context) -> Result:
     return Result(
         counts={"conversations": count_rejects(rows), "samples": count_rejects(samples),
                 **{name: found.as_dict() for name, found in counts.items() if found.read}},
-        tokens=sum(row["tokens"] for row in [*rows, *samples]), metrics=_told(_kept(rows), _kept(samples)), sources=given.sources)
-
-
-def open_engine(context: Context) -> ConversationEngine:
-    """The engine that speaks for the original chat model."""
-    recipe = context.recipe
-    loaded = load_chat_model(recipe.model, folder=recipe.folder, cache=context.cache)
-    device = default_device()
-    place(loaded.model, device, compute_dtype(recipe.training.precision, device))
-    return TransformersEngine(loaded, batch_size=recipe.recover.batch_size)
+        tokens=sum(row["tokens"] for row in [*rows, *samples]), sources=given.sources,
+        metrics=_told(_kept(rows), _kept(samples)) | {"engine": engine.choice})
 
 
 def _chosen(rows: Sequence[dict[str, Any]], talks: Sequence[Talk], share: float) -> list[dict[str, Any]]:

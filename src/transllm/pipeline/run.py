@@ -18,6 +18,7 @@ from transllm import processes
 from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
+from transllm.generation import require_engine
 from transllm.model.load import original_digest
 from transllm.model.shard import sharding_asked
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
@@ -81,7 +82,8 @@ def transform(
     Raises:
         RecipeError: the recipe has problems.
         RunError: the folder belongs to another recipe, another run is at work in it, or not all processes see it.
-        MissingExtraError: a tracker's package is not installed.
+        MissingExtraError: the package of a tracker or of the engine is not installed.
+        ModelError: the engine of *recover* has no key or no device.
     """
     with processes.joined():
         return _transform(recipe, folder=runs / recipe.name, chosen=_chosen(until, start), start=start,
@@ -93,6 +95,8 @@ def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: 
     if problems:
         raise RecipeError(problems, where=recipe.name)
     processes.on_main(lambda: require(recipe.training.trackers))
+    if "recover" in [stage.name for stage in chosen] and read_manifest(folder / "recover") is None:
+        processes.on_main(lambda: require_engine(recipe.recover.engine))
     processes.on_main(lambda: sharding_asked(recipe.training))  # what the launcher asks for and cannot have is told before the work
     processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as stack:

@@ -104,6 +104,8 @@ def _override(data: dict[str, Any], override: str) -> list[str]:
                 here[part] = {}
             elif not last and index == 0 and part == "model" and isinstance(here[part], str):
                 here[part] = {"source": here[part]}  # ``model: org/name`` is short for its source
+            elif not last and parts[:index + 1] == ["recover", "engine"] and isinstance(here[part], str):
+                here[part] = {"name": here[part]}
         else:
             return [f"--set {override}: '{'.'.join(parts[:index])}' is a value, not a section."]
         if last:

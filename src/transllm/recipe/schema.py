@@ -127,7 +127,8 @@ class Lora(Section):
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
-HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike", "attention", "compile"}
+HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike", "attention", "compile", "url", "key_env",
+            "concurrency", "requests_a_minute", "attempts", "timeout_seconds"}
 """Settings that change how work is done but not its result; they do not make a finished stage stale, nor a checkpoint another's."""
 
 
@@ -316,6 +317,45 @@ class Logits(Section):
     them, and make smaller batches to write."""
 
 
+class EngineSettings(Section):
+    """Which program speaks for the original chat model. ``engine: llamacpp`` is short for ``engine: {name: llamacpp}``."""
+
+    name: Literal["transformers", "auto", "llamacpp", "vllm", "server"] = "transformers"
+    """``transformers``: in this process; the same words on every machine with the same precision. ``llamacpp`` and ``vllm`` are extras,
+    ``server`` is any that speaks OpenAI's protocol. ``auto`` measures those that work here and takes the fastest; it is not the
+    default, since other engines round otherwise and greedy answers part after some words: the same recipe would give other answers
+    on another machine. What was taken is in the stage's folder, and a stopped stage goes on with it."""
+    url: str | None = None
+    """``server``: its address, with the ``/v1`` that most have (http://127.0.0.1:8000/v1)."""
+    model: str | None = None
+    """``server``: what it calls the model. It must be the recipe's: its answers are what the transformed model learns as the original's."""
+    key_env: str | None = None
+    """``server``: the environment variable that holds the key. None: it asks for none. No key is ever written into a recipe."""
+    concurrency: Count = 16
+    """``server``, ``llamacpp``: conversations in work at once."""
+    requests_a_minute: Count | None = None
+    """``server``: no more than so many, retries included."""
+    attempts: Count = 6
+    """``server``: how often one request is tried. The pauses between (1, 2, 4 ... seconds, or what the server asks for) make half a
+    minute."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """``server``: how long one reply may take."""
+    body: dict[str, Any] = {}
+    """``server``: more keys for each request. Several servers leave unlikely tokens out unless told otherwise (llama.cpp: ``{top_k: 0,
+    min_p: 0}``; vLLM: ``{top_k: -1}``), and then samples are not the model's own distribution."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> EngineSettings:
+        if self.name == "server" and not (self.url and self.model):
+            raise ValueError("a server needs its 'url' and the 'model' that it serves: "
+                             "engine: {name: server, url: http://127.0.0.1:8000/v1, model: NAME}")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"'url' must begin with http:// or https://, but is '{self.url}'")
+        if self.url is not None and self.name not in ("server", "auto"):
+            raise ValueError(f"'url' is for the engine 'server', but the name is '{self.name}'")
+        return self
+
+
 class Recover(Section):
     """The original chat model answers English prompts."""
 
@@ -367,8 +407,15 @@ class Recover(Section):
     stay. None keeps all."""
     batch_size: Count = 64
     """Conversations answered at once."""
+    engine: EngineSettings = EngineSettings()
+    """What answers: ``transformers``, ``llamacpp``, ``vllm``, ``server`` or ``auto``, or a section with a ``name``."""
     self_prompt_temperature: Annotated[float, Field(gt=0)] = 1.0
     """User turns are sampled: greedy would write one prompt over and over."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _short_engine(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Bridge(Section):
