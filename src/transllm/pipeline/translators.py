@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from transllm.generation import LocalEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
+from transllm.model.saved import adapter_digest
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context
-from transllm.translation import ApertiumTranslator, SelfTranslator, Translator
+from transllm.translation import ApertiumTranslator, SelfTranslator, SentenceTranslator, TextTranslator, Translator
 
 _PAIRS = 500
 
 
 def make_translator(context: Context) -> Translator:
     """The translator that the recipe names."""
+    return TextTranslator(open_sentences(context))
+
+
+def open_sentences(context: Context) -> SentenceTranslator:
+    """The kind of translator that the recipe names, without masks, cache and checks."""
     if context.recipe.bridge.translator == "apertium":
         return ApertiumTranslator(context.recipe.target)
+    return _itself(context)
+
+
+def _itself(context: Context) -> SelfTranslator:
     device = default_device()
-    model, _ = load_merged(context.run / "extend", context.run / "bitext", dtype=compute_dtype(context.recipe.training.precision, device))
+    dtype = compute_dtype(context.recipe.training.precision, device)
+    model, _ = load_merged(context.run / "extend", context.run / "bitext", dtype=dtype)
     engine = LocalEngine(place(model, device), pad_id=context.spans.pad_id, batch_size=context.recipe.bridge.batch_size,
                          vocabulary=context.spans.size)
-    return SelfTranslator(engine, context.renderer, expansion=2 * _expansion(context))
+    return SelfTranslator(engine, context.renderer, weights=f"{adapter_digest(context.run / 'bitext')} {dtype}",
+                          expansion=2 * _expansion(context))
 
 
 def _expansion(context: Context) -> float:
