@@ -67,7 +67,7 @@ def _summary(recipe: Recipe) -> Table:
         if name == "finetune":
             prompts = ", ".join(prompt if isinstance(prompt, str) else prompt.origin for prompt in recipe.recover.prompts)
             table.add_row("recover", f"{recipe.recover.count:,} answers of the original model; prompts: {prompts}")
-            table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator}'")
+            table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator.name}'")
         table.add_row(name, what)
     table.add_row("trained", _trained(recipe))
     table.add_row("evaluate", f"{recipe.evaluate.sentences} sentences each way, {recipe.evaluate.query_count} queries, "

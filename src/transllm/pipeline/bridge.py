@@ -47,7 +47,7 @@ def bridge(context: Context) -> Result:
         keys = ("query", "query_en", "answer_en", "answer") + (() if wanted else ("reason",))
         write_text(context.folder / f"{name}.jsonl",
                    "".join(json.dumps({key: row[key] for key in keys}, ensure_ascii=False) + "\n" for row in chosen))
-    return Result(counts={"chains": count_rejects(checked)}, metrics={"translator": settings.translator})
+    return Result(counts={"chains": count_rejects(checked)}, metrics={"translator": settings.translator.name})
 
 
 def _chain(row: dict[str, Any]) -> dict[str, Any]:

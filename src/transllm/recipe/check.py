@@ -109,7 +109,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if not data.parallel:
         if recipe.bitext.tokens:
             yield "data.parallel is empty, but bitext.tokens is not 0. Add sentence pairs, or set bitext.tokens to 0."
-        if recipe.finetune.tokens and recipe.bridge.translator == "self":
+        if recipe.finetune.tokens and recipe.bridge.translator.name == "self":
             yield ("data.parallel is empty, but bridge.translator is 'self', which learns to translate from it. Add sentence pairs, "
                    "or choose another translator.")
         if not data.target and (recipe.pretrain.tokens or recipe.extend.vocab_size):
