@@ -23,7 +23,7 @@ from transllm.translation import SentenceTranslator, TextTranslator, lost_struct
 from transllm.translation.masks import MaskForm
 from transllm.translation.sentences import split_text
 
-FORMS = [MaskForm(template) for template in ("[{}]", "X{}", "<x{}>", "{{{{{}}}}}", "⟦{}⟧", "#{}#", "@{}", "__{}__", "Q{}Z", "({})", '"{}"')]
+FORMS = [MaskForm(template) for template in ("[{}]", "X{}", "<x{}>", "⟦{}⟧", "#{}#", "@{}", "__{}__", "Q{}Z", "({})", '"{}"')]
 _STRUCTURE = re.compile(r"`|\d|https?:|[{}]|^\s*(?:[-*]|\d+\.) ", re.MULTILINE)
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-from transllm.recipe.schema import Recipe, Source, TrainStage
+from transllm.errors import MissingExtraError
+from transllm.recipe.schema import Recipe, Source, TrainStage, TranslatorSettings
+
+# The module that a translator needs, and the extra that brings it.
+_EXTRAS = {"ctranslate2": ("ctranslate2", "ctranslate2"), "llm": ("openai", "server"), "google": ("google.cloud.translate_v3", "google"),
+           "deepl": ("deepl", "deepl")}
 
 
 def check_recipe(recipe: Recipe) -> list[str]:
@@ -168,6 +175,25 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.min_length_ratio >= recipe.bridge.max_length_ratio:
         yield (f"bridge.min_length_ratio ({recipe.bridge.min_length_ratio:g}) is not below bridge.max_length_ratio "
                f"({recipe.bridge.max_length_ratio:g}), so every example would be dropped.")
-    if recipe.bridge.translator == "apertium" and recipe.finetune.tokens and shutil.which("apertium") is None:
+    if recipe.finetune.tokens:
+        yield from _translator(recipe.bridge.translator)
+
+
+def _translator(settings: TranslatorSettings) -> Iterator[str]:
+    """What the translator needs of this machine."""
+    if settings.name == "apertium" and shutil.which("apertium") is None:
         yield ("bridge.translator is 'apertium', which is not installed. Install it and its language pair (on Debian: apt-get install "
                "apertium-eng-spa for Spanish), or set the translator to 'self'.")
+    module, extra = _EXTRAS.get(settings.name, ("transllm", ""))
+    if not _installed(module):
+        yield str(MissingExtraError(module, extra, f"The translator '{settings.name}' of bridge.translator"))
+    key = settings.key_env or ("DEEPL_AUTH_KEY" if settings.name == "deepl" else None)
+    if key and not os.environ.get(key, "").strip():
+        yield f"bridge.translator needs a key, and the environment variable '{key}' is not set. Set it: export {key}=..."
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False

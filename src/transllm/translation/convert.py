@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from transllm.errors import ModelError
+from transllm.model.load import quiet
 
 
 def model_folder(name: str) -> Path:
@@ -27,10 +29,10 @@ def model_folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.h5", "*.msgpack", "*.ot", "onnx/*", "rust_model*", "flax_model*", "tf_model*"]))
+        return Path(snapshot_download(name, ignore_patterns=["*.h5", "*.msgpack", "*.ot", "onnx/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"The model '{name}' of bridge.translator.model cannot be had from the hub ({str(error).splitlines()[0]}). See to the "
-                         "name and the connection, or name a folder.") from error
+        raise ModelError(f"The model '{name}' of bridge.translator.model cannot be had from the hub ({str(error).splitlines()[0]}). See to "
+                         "the name and the connection, or name a folder.") from error
 
 
 def converted(folder: Path, name: str, cache: Path) -> Path:
@@ -44,21 +46,35 @@ def converted(folder: Path, name: str, cache: Path) -> Path:
     made = cache / "ctranslate2" / f"{folder.name}-{_digest(folder)}"
     if (made / "model.bin").is_file():
         return made
-    from ctranslate2.converters import TransformersConverter
-
     made.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(made.parent / ".lock"):
         if not (made / "model.bin").is_file():  # another process may have been first
             partial = made.with_name(f"partial-{made.name}")  # of a process that was killed, if it is there: nobody else writes here now
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                TransformersConverter(str(folder)).convert(str(partial))
+                _convert(folder, partial)
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                raise ModelError(f"The model '{name}' cannot be converted for CTranslate2 ({str(error).splitlines()[0]}). It must be the whole "
-                                 "folder of an NLLB-200, M2M-100 or Opus-MT model.") from error
+                raise ModelError(f"The model '{name}' cannot be converted for CTranslate2 ({str(error).splitlines()[0]}). It must be the "
+                                 "whole folder of an NLLB-200, M2M-100 or Opus-MT model.") from error
             partial.rename(made)
     return made
+
+
+def _convert(folder: Path, result: Path) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    class Converter(TransformersConverter):  # type: ignore[misc, unused-ignore]
+        """With the language tokens of M2M-100, which its tokenizer leaves out of its vocabulary in transformers 5 (the ids are free)."""
+
+        def load_tokenizer(self, *arguments: Any, **settings: Any) -> Any:
+            tokenizer = super().load_tokenizer(*arguments, **settings)
+            known, own = tokenizer.get_vocab, getattr(tokenizer, "lang_token_to_id", {})
+            tokenizer.get_vocab = lambda: {**known(), **own}
+            return tokenizer
+
+    with quiet():
+        Converter(str(folder)).convert(str(result))
 
 
 def _digest(folder: Path) -> str:
@@ -66,5 +82,5 @@ def _digest(folder: Path) -> str:
     import ctranslate2
 
     files = sorted(file for file in folder.resolve().iterdir() if file.is_file())
-    told = [ctranslate2.__version__, str(folder.resolve()), *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    told = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return hashlib.sha256("\n".join([ctranslate2.__version__, str(folder.resolve()), *told]).encode()).hexdigest()[:16]

@@ -42,12 +42,12 @@ class DeepLTranslator:
             raise ModelError(f"The translator 'deepl' needs a key, and the environment variable '{key_env}' is not set. "
                              f"Set it: export {key_env}=... (https://www.deepl.com/pro-api).")
         self._key_env = key_env
-        self._client = deepl.DeepLClient(key, server_url=url)
+        self._client: Any = deepl.DeepLClient(key, server_url=url)
         self._codes = {"target": (codes.deepl(codes.ENGLISH, source=True), codes.deepl(language, source=False)),
                        "english": (codes.deepl(language, source=True), codes.deepl(codes.ENGLISH, source=False))}
-        known = {one.code.upper() for one in self._asked(self._client.get_target_languages)}
+        known = {one.code.upper() for one in self._asked("get_target_languages")}
         if not known & {self._codes["target"][1], self._codes["english"][0]}:
-            raise ModelError(f"DeepL does not translate into {language.name} ({self._codes['target'][1]}). Choose another bridge.translator.")
+            raise ModelError(f"DeepL does not translate into {language.name} ({self._codes['target'][1]}). Choose another translator.")
         self.identity: dict[str, Any] = {"url": url, "version": 1}
 
     def sentences(self, sentences: Sequence[str], *, to: Direction) -> Iterator[tuple[int, Translation]]:
@@ -55,27 +55,27 @@ class DeepLTranslator:
         source, target = self._codes[to]
         for start in range(0, len(sentences), _AT_ONCE):
             some = sentences[start: start + _AT_ONCE]
-            made = self._asked(lambda some=some: self._client.translate_text(  # type: ignore[misc]
-                list(some), source_lang=source, target_lang=target, tag_handling="xml", preserve_formatting=True))
+            made = self._asked("translate_text", list(some), source_lang=source, target_lang=target, tag_handling="xml",
+                               preserve_formatting=True)
             if not isinstance(made, list) or len(made) != len(some):
-                raise ModelError(f"DeepL gave {len(made) if isinstance(made, list) else 1} translations for {len(some)} texts. Try again later.")
+                raise ModelError(f"DeepL did not give {len(some)} translations for as many texts. Try again later.")
             yield from ((start + place, Translation(one.text, False)) for place, one in enumerate(made))
 
     def close(self) -> None:
         """End the connections."""
         self._client.close()
 
-    def _asked(self, request: Any) -> Any:
+    def _asked(self, request: str, *arguments: Any, **settings: Any) -> Any:
         """The answer to a request; the client itself tries again where that may help."""
         import deepl
 
         kept = "What was translated is in the cache; run the same command again."
         try:
-            return request()
+            return getattr(self._client, request)(*arguments, **settings)
         except deepl.AuthorizationException as error:
             raise ModelError(f"DeepL refused the key in '{self._key_env}'. Set the variable to a key that it takes.") from error
         except deepl.QuotaExceededException as error:
-            raise ModelError(f"DeepL says that the key's quota of characters is used up. {kept[:-1]} with more, or with another translator.") from error
+            raise ModelError(f"DeepL says that the key's quota of characters is used up. With more of it: {kept}") from error
         except deepl.TooManyRequestsException as error:
             raise ModelError(f"DeepL asks for fewer requests and did not take one after several attempts. {kept}") from error
         except deepl.ConnectionException as error:

@@ -43,16 +43,17 @@ class GoogleTranslator:
         try:
             credentials, own = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-translation"])
         except GoogleAuthError as error:
-            raise ModelError(f"The translator 'google' finds no key ({str(error).splitlines()[0]}) Set GOOGLE_APPLICATION_CREDENTIALS to the "
-                             "key file of a service account that may use Cloud Translation.") from error
+            raise ModelError(f"The translator 'google' finds no key ({_short(error)}) Set GOOGLE_APPLICATION_CREDENTIALS to the key "
+                             "file of a service account that may use Cloud Translation.") from error
         if not (project or own):
             raise ModelError("The translator 'google' does not know which project pays. Set bridge.translator.project.")
         self._parent = f"projects/{project or own}/locations/global"
         # REST, not gRPC: no threads that a forked process would inherit.
-        self._client = translate_v3.TranslationServiceClient(credentials=credentials, transport="rest",
-                                                             client_options={"api_endpoint": url} if url else None)
-        self._codes = {"target": (codes.google(codes.ENGLISH), codes.google(language)), "english": (codes.google(language), codes.google(codes.ENGLISH))}
-        self._language, self._patience = language, patience
+        self._client: Any = translate_v3.TranslationServiceClient(credentials=credentials, transport="rest",
+                                                                  client_options={"api_endpoint": url} if url else None)
+        english, other = codes.google(codes.ENGLISH), codes.google(language)
+        self._codes = {"target": (english, other), "english": (other, english)}
+        self._patience = patience
         self.identity: dict[str, Any] = {"url": url, "version": 1}
 
     def sentences(self, sentences: Sequence[str], *, to: Direction) -> Iterator[tuple[int, Translation]]:
@@ -82,10 +83,10 @@ class GoogleTranslator:
         except GoogleAuthError as error:
             raise ModelError(f"Google refused the key ({_short(error)}). See GOOGLE_APPLICATION_CREDENTIALS.") from error
         except (exceptions.Unauthorized, exceptions.Forbidden) as error:
-            raise ModelError(f"Google refused the request ({_short(error)}). The key must be of an account that may use Cloud Translation in "
-                             f"'{self._parent}', and the interface must be enabled there.") from error
+            raise ModelError(f"Google refused the request ({_short(error)}). The key must be of an account that may use Cloud Translation "
+                             f"in '{self._parent}', and the interface must be enabled there.") from error
         except exceptions.InvalidArgument as error:
-            raise ModelError(f"Google does not translate from '{source}' to '{target}' ({_short(error)}). Choose another bridge.translator.") from error
+            raise ModelError(f"Google does not translate {source} to {target} ({_short(error)}). Choose another translator.") from error
         except (exceptions.GoogleAPIError, OSError, ValueError) as error:  # the last: an answer that is no JSON
             if "429" in str(error) or "quota" in str(error).lower():
                 raise ModelError(f"Google says that the quota is used up ({_short(error)}). {kept}") from error

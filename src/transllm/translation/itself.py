@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from transllm.generation import Engine, Sampling
 from transllm.tcot import Renderer, Span
-from transllm.translation.masks import MaskForm
+from transllm.translation.masks import WORD, MaskForm
 from transllm.translation.translator import Direction, Translation
 
 
 class SelfTranslator:
-    """Continues ``<EN> sentence <XX>``, the form of the translation pre-training rows. Has no form of masks: a small model changes all of
-    them (docs/translators.md).
+    """Continues ``<EN> sentence <XX>``, the form of the translation pre-training rows.
+
+    Its masks look like words: on pieces of sentences, and around other marks, a small model makes things up (docs/translators.md).
 
     Args:
         engine: the model after *bitext*.
@@ -26,7 +27,7 @@ class SelfTranslator:
     """
 
     name = "self"
-    masks: MaskForm | None = None
+    masks: MaskForm | None = WORD
     longest = 600
     whole_lines = False
 

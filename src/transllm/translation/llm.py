@@ -11,7 +11,7 @@ from transllm.translation.codes import ENGLISH
 from transllm.translation.masks import BRACKETS, MaskForm
 from transllm.translation.translator import Direction, Translation
 
-_QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "「": "」", "„": "“"}  # noqa: RUF001
+_QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "「": "」", "„": "“"}
 
 
 class LLMTranslator:
@@ -30,7 +30,8 @@ class LLMTranslator:
     longest = 1500
     whole_lines = True
 
-    def __init__(self, engine: ConversationEngine, language: Language, *, prompt: str, max_new_tokens: int, identity: dict[str, Any]) -> None:
+    def __init__(self, engine: ConversationEngine, language: Language, *, prompt: str, max_new_tokens: int,
+                 identity: dict[str, Any]) -> None:
         self._engine, self._prompt, self._max_new_tokens = engine, prompt, max_new_tokens
         self._names = {"target": (ENGLISH.name, language.name), "english": (language.name, ENGLISH.name)}
         self.identity: dict[str, Any] = {"prompt": prompt, "max_new_tokens": max_new_tokens, **identity}

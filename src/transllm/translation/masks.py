@@ -18,7 +18,7 @@ class MaskForm:
     """One way to write masks.
 
     Attributes:
-        template: a mask, with ``{}`` for its number.
+        template: a mask, with ``{}`` for its number and something on both sides of it.
         markup: what the translator gets is markup: ``&``, ``<`` and ``>`` of the text are escaped in it.
     """
 
@@ -43,6 +43,7 @@ class MaskForm:
             nonlocal wrong
             number = int(match[1]) - first
             if not 0 <= number < count:
+                wrong |= match[0] not in sentence  # a mask that nobody wrote
                 return match[0]
             wrong |= number in seen
             seen.add(number)
@@ -59,6 +60,7 @@ class MaskForm:
 
 
 # For translators that were measured (docs/translators.md), and what their makers document for the others.
+WORD = MaskForm("Q{}Z")
 BRACKETS = MaskForm("[{}]")
 NOTRANSLATE = MaskForm('<span translate="no">{}</span>', markup=True)
 XML = MaskForm('<x id="{}"/>', markup=True)

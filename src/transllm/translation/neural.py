@@ -86,8 +86,8 @@ class _Loaded:
         try:
             self._tokenizer = kinds[self.family].from_pretrained(str(folder))
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"The tokenizer of '{name}' cannot be loaded ({str(error).splitlines()[0]}). The folder of a CTranslate2 model "
-                             "needs the tokenizer's files beside model.bin (ct2-transformers-converter has --copy_files).") from error
+            raise ModelError(f"The tokenizer of '{name}' cannot be loaded ({str(error).splitlines()[0]}). The folder of a CTranslate2 "
+                             "model needs the tokenizer's files beside model.bin (ct2-transformers-converter has --copy_files).") from error
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         try:
             self.engine = ctranslate2.Translator(str(weights), device=device, compute_type=compute_type)
@@ -102,16 +102,17 @@ class _Loaded:
         Raises:
             ModelError: the model has no weights for the pair.
         """
-        known = self._tokenizer.get_vocab()
+        known = {**self._tokenizer.get_vocab(), **getattr(self._tokenizer, "lang_token_to_id", {})}
         pair = f"from {source.name} to {target.name}"
         if self.family == "opus":
             own = (self._tokenizer.source_lang, self._tokenizer.target_lang)
             several = [token for token in known if token.startswith(">>") and token.endswith("<<")]
             fitting = [mark for mark in opus(target) if mark in known]
-            if (several and not fitting and target is not ENGLISH) or (own[0] and own[1] and not several and own != (source.code, target.code)):
-                what = f"from '{own[0]}' to '{own[1]}'" if own[0] and not several else f"to {', '.join(several[:20])}"
-                raise ModelError(f"The model '{self._name}' does not translate {pair}: it translates {what}. An Opus-MT model has one direction: "
-                                 "name one for each, bridge.translator.model and bridge.translator.to_english.")
+            other = bool(own[0] and own[1]) and own != (source.code, target.code)
+            if not fitting if several else other:
+                what = f"to {', '.join(several[:20])}" if several else f"from '{own[0]}' to '{own[1]}'"
+                raise ModelError(f"The model '{self._name}' does not translate {pair}: it translates {what}. An Opus-MT model has one "
+                                 "direction: name one for each, bridge.translator.model and bridge.translator.to_english.")
             return "", fitting[:1]
         codes = [nllb(one) if self.family == "nllb" else m2m(one) for one in (source, target)]
         for language, code in zip((source, target), codes, strict=True):
@@ -129,8 +130,8 @@ class _Loaded:
             rows, prefixes = [[*begin, *tokens, end] for tokens in texts], None
         else:
             rows, prefixes = [[mark, *tokens, end] for tokens in texts], [begin] * len(texts)
-        made = self.engine.translate_batch(rows, target_prefix=prefixes, beam_size=beam_size, max_batch_size=_BATCH_TOKENS, batch_type="tokens",
-                                           max_input_length=0, max_decoding_length=_MOST_TOKENS, return_end_token=True)
+        made = self.engine.translate_batch(rows, target_prefix=prefixes, beam_size=beam_size, max_batch_size=_BATCH_TOKENS,
+                                           batch_type="tokens", max_input_length=0, max_decoding_length=_MOST_TOKENS, return_end_token=True)
         return [self._text(result.hypotheses[0], end) for result in made]
 
     def _text(self, tokens: list[str], end: str) -> Translation:
@@ -154,8 +155,8 @@ def _family(folder: Path, name: str) -> str:
         for sign, family in (("nllb", "nllb"), ("m2m", "m2m"), ("marian", "opus")):
             if sign in kind:
                 return family
-    raise ModelError(f"'{name}' is none of NLLB-200, M2M-100 and Opus-MT, as far as its tokenizer_config.json and config.json say. Choose a model of "
-                     "these families, or another translator.")
+    raise ModelError(f"'{name}' is none of NLLB-200, M2M-100 and Opus-MT, as far as its tokenizer_config.json and config.json say. Choose "
+                     "a model of these families, or another translator.")
 
 
 def require_ctranslate2() -> None:

@@ -3,8 +3,9 @@
 A sentence with protected pieces is translated in steps, until all of it is there again:
 
 1. with masks for the pieces (where the translator has a form that it leaves alone);
-2. cut at the pieces: what stands between them is translated, piece by piece;
-3. cut at the numbers too.
+2. with masks for the numbers too;
+3. cut at the pieces: what stands between them is translated, piece by piece;
+4. cut at the numbers too.
 
 What is still missing then is in ``Translation.lost``; nothing is put where the translator did not put it.
 """
@@ -41,10 +42,12 @@ class TextTranslator:
         sentences: the translator.
         cache: what was translated before. None: all is translated anew.
         protect: keep the structure; False sends each sentence as it is, to measure the translator alone.
+        capitals: the target language writes its nouns with capitals, so a capital at the beginning of a part is left.
     """
 
-    def __init__(self, sentences: SentenceTranslator, *, cache: TranslationCache | None = None, protect: bool = True) -> None:
-        self._translator, self._cache, self._protect = sentences, cache, protect
+    def __init__(self, sentences: SentenceTranslator, *, cache: TranslationCache | None = None, protect: bool = True,
+                 capitals: bool = False) -> None:
+        self._translator, self._cache, self._protect, self._capitals = sentences, cache, protect, capitals
         self.name = sentences.name
 
     def translate(self, texts: Sequence[str], *, to: Direction, progress: Progress, label: str) -> list[Translation]:
@@ -54,7 +57,7 @@ class TextTranslator:
         waiting = list(dict.fromkeys(sentence for part in parts for sentence in part.sentences))
         done: dict[Sentence, Translation] = {}
         known: dict[str, Translation] = {}
-        steps = self._steps()
+        steps = self._steps(to)
         for number, step in enumerate(steps):
             needed = dict.fromkeys(text for sentence in waiting for text in step.texts(sentence))
             self._fetch([text for text in needed if text not in known], known, to=to, progress=progress,
@@ -67,12 +70,12 @@ class TextTranslator:
         return [self._joined(text, part.join([done[sentence].text for sentence in part.sentences]),
                              [done[sentence] for sentence in part.sentences]) for text, part in zip(texts, parts, strict=True)]
 
-    def _steps(self) -> list[_Step]:
+    def _steps(self, to: Direction) -> list[_Step]:
         if not self._protect:
             return [_AsItIs()]
-        form = self._translator.masks
-        masked: list[_Step] = [_Masked(form)] if form else []
-        return [*masked, _InPieces(form, _AT_PLACES), _InPieces(form, _AT_NUMBERS)]
+        form, capitals = self._translator.masks, self._capitals and to == "target"
+        masked: list[_Step] = [_Masked(form, numbers=False), _Masked(form, numbers=True)] if form else []
+        return [*masked, _InPieces(form, _AT_PLACES, capitals), _InPieces(form, _AT_NUMBERS, capitals)]
 
     def _fetch(self, texts: Sequence[str], known: dict[str, Translation], *, to: Direction, progress: Progress, label: str) -> None:
         """Translate what the cache does not know."""
@@ -124,22 +127,29 @@ class _AsItIs:
 @dataclass(frozen=True)
 class _Masked:
     form: MaskForm
+    numbers: bool
 
     def texts(self, sentence: Sentence) -> list[str]:
-        return [self.form.write(sentence.text)]
+        return [self.form.write(self._own(sentence).text)]
 
     def build(self, sentence: Sentence, translate: Translate) -> Translation:
+        sentence = self._own(sentence)
         made = translate(self.form.write(sentence.text))
         text = self.form.read(sentence.text, _one_line(made.text))
         if text is None:
             return Translation(made.text, made.cut, sentence.pieces)
         return _verified(sentence, _close(sentence.text, text), made.cut)
 
+    def _own(self, sentence: Sentence) -> Sentence:
+        """The sentence with the pieces that it has a mask for."""
+        return _with_numbers_hidden(sentence) if self.numbers else sentence
+
 
 @dataclass(frozen=True)
 class _InPieces:
     form: MaskForm | None
     cut_at: re.Pattern[str]
+    capitals: bool
 
     def texts(self, sentence: Sentence) -> list[str]:
         return [self._sent(body) for _, body, _ in self._parts(sentence) if body]
@@ -155,7 +165,7 @@ class _InPieces:
                 text = self._came(made.text)
                 if not text:
                     return Translation("", cut, (body,))
-                text = text if len(parts) == 1 else _as_part(body, text)
+                text = text if len(parts) == 1 else _as_part(body, text, self.capitals)
             built += [before, text, after]
         return _verified(sentence, "".join(built), cut)
 
@@ -179,11 +189,18 @@ class _InPieces:
         return (self.form.read("", _one_line(text)) or "") if self.form else _one_line(text)
 
 
-def _as_part(source: str, text: str) -> str:
+def _with_numbers_hidden(sentence: Sentence) -> Sentence:
+    """The sentence with its numbers among its pieces."""
+    parts = _AT_NUMBERS.split(sentence.text)
+    hidden = [chr(FIRST_PLACE + number // 2) if number % 2 else part for number, part in enumerate(parts)]
+    return Sentence("".join(hidden), tuple(sentence.restore(part) for part in parts[1::2]))
+
+
+def _as_part(source: str, text: str, capitals: bool) -> str:
     """A part of a sentence that came back as a sentence of its own, as a part again: no capital and no full stop that it had not."""
     if not _END.search(source):
         text = text.rstrip(".。")
-    if source[0].islower() and text[:1].isupper() and not text[1:2].isupper():
+    if not capitals and source[0].islower() and text[:1].isupper() and not text[1:2].isupper():
         text = text[0].lower() + text[1:]
     return text
 
