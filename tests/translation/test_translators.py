@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from transllm.errors import DataError, ModelError
+from transllm.errors import DataError, MissingExtraError, ModelError
 from transllm.generation import Generated, Sampling
 from transllm.languages import LANGUAGES
+from transllm.pipeline.stage import Context
+from transllm.pipeline.translators import open_sentences
 from transllm.progress import Silent
+from transllm.recipe.schema import Recipe
 from transllm.tcot import Renderer
 from transllm.tokenizer import SpanTokenizer
 from transllm.translation import ApertiumTranslator, SelfTranslator, TextTranslator
@@ -144,3 +148,16 @@ def test_real_apertium_keeps_structure_and_sentences_apart() -> None:
     assert [one.lost for one in found] == [(), (), ()]
     assert found[0].text.split("\n")[0].lower() == "el grande", "no rule reads over a line's end"
     assert "`print(x)`" in found[1].text and "minutos" in found[1].text
+
+
+@pytest.mark.parametrize(("module", "settings", "extra"), [
+    ("ctranslate2", {"name": "ctranslate2", "model": "org/name"}, "ctranslate2"), ("deepl", {"name": "deepl"}, "deepl"),
+    ("google.cloud.translate_v3", {"name": "google"}, "google")])
+def test_what_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, settings: dict[str, str],
+                                               extra: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    if "." in module:
+        monkeypatch.setitem(sys.modules, module.rpartition(".")[0], None)
+    recipe = Recipe.model_validate({"model": "a/b", "language": "es", "data": {}, "bridge": {"translator": settings}})
+    with pytest.raises(MissingExtraError, match=rf"pip install 'transllm\[{extra}\]'"):
+        open_sentences(Context(recipe, tmp_path, tmp_path, Silent(), tmp_path))

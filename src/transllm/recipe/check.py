@@ -184,8 +184,8 @@ def _translator(settings: TranslatorSettings) -> Iterator[str]:
     if settings.name == "apertium" and shutil.which("apertium") is None:
         yield ("bridge.translator is 'apertium', which is not installed. Install it and its language pair (on Debian: apt-get install "
                "apertium-eng-spa for Spanish), or set the translator to 'self'.")
-    module, extra = _EXTRAS.get(settings.name, ("transllm", ""))
-    if not _installed(module):
+    module, extra = _EXTRAS.get(settings.name, ("", ""))
+    if module and not _installed(module):
         yield str(MissingExtraError(module, extra, f"The translator '{settings.name}' of bridge.translator"))
     key = settings.key_env or ("DEEPL_AUTH_KEY" if settings.name == "deepl" else None)
     if key and not os.environ.get(key, "").strip():

@@ -72,6 +72,7 @@ class GoogleTranslator:
         from google.api_core import exceptions
         from google.api_core.retry import Retry, if_exception_type
         from google.auth.exceptions import GoogleAuthError
+        from google.protobuf.json_format import ParseError
 
         passing = if_exception_type(exceptions.TooManyRequests, exceptions.ServerError, exceptions.RetryError, ConnectionError)
         kept = "What was translated is in the cache; run the same command again."
@@ -85,9 +86,9 @@ class GoogleTranslator:
         except (exceptions.Unauthorized, exceptions.Forbidden) as error:
             raise ModelError(f"Google refused the request ({_short(error)}). The key must be of an account that may use Cloud Translation "
                              f"in '{self._parent}', and the interface must be enabled there.") from error
-        except exceptions.InvalidArgument as error:
+        except exceptions.BadRequest as error:
             raise ModelError(f"Google does not translate {source} to {target} ({_short(error)}). Choose another translator.") from error
-        except (exceptions.GoogleAPIError, OSError, ValueError) as error:  # the last: an answer that is no JSON
+        except (exceptions.GoogleAPIError, ParseError, OSError, ValueError) as error:
             if "429" in str(error) or "quota" in str(error).lower():
                 raise ModelError(f"Google says that the quota is used up ({_short(error)}). {kept}") from error
             raise ModelError(f"Google failed ({_short(error)}). {kept}") from error
