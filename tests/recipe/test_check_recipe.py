@@ -113,3 +113,16 @@ def test_what_a_choice_gives_up_is_a_notice_and_no_problem(tmp_path: Path, overr
     assert checked(tmp_path, GOOD, override) == []
     found = notices(load_recipe(tmp_path / "r.yaml", overrides=[override]))
     assert len(found) == min(1, len(said)) and all(said[-1] in notice for notice in found)
+
+
+def test_what_a_translator_needs_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("DEEPL_AUTH_KEY", raising=False)
+    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: None)
+    (found,) = checked(tmp_path, GOOD, "bridge.translator=apertium")
+    assert "which is not installed" in found
+    found, key = checked(tmp_path, GOOD, "bridge.translator=deepl")
+    assert "pip install 'transllm[deepl]'" in found and "'DEEPL_AUTH_KEY' is not set" in key
+    monkeypatch.setenv("MINE", "x")
+    (found,) = checked(tmp_path, GOOD, "bridge.translator={name: llm, model: m, url: 'http://localhost:1/v1', key_env: MINE}")
+    assert "pip install 'transllm[server]'" in found

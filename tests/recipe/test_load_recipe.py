@@ -291,3 +291,27 @@ def test_recipes_of_the_repository_are_in_order() -> None:
     for path in [*(Path(__file__).parents[2] / "recipes").glob("*.yaml"), *(Path(__file__).parents[2] / "benchmarks").glob("*.yaml")]:
         assert isinstance(load_recipe(path), Recipe)
         assert len(path.read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize(("translator", "problem"), [
+    ("deeple", "Did you mean 'deepl'?"), ("{name: deeple}", "Did you mean 'deepl'?"),
+    ("ctranslate2", "the translator 'ctranslate2' needs 'model'"),
+    ("{name: llm, model: m}", "the translator 'llm' needs 'url'"),
+    ("{name: apertium, model: m}", "'model' is for 'ctranslate2' and 'llm', but the translator is 'apertium'"),
+    ("{name: llm, model: m, url: u, prompt: translate}", "'prompt' must hold {text}"),
+    ("{name: self, beam: 4}", "Did you mean 'beam_size'?"),
+])
+def test_what_a_translator_needs(tmp_path: Path, translator: str, problem: str) -> None:
+    assert problem in only(tmp_path, GOOD + f"bridge: {{translator: {translator}}}\n")
+
+
+def test_a_translator_is_a_name_or_a_section(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    bridge = "bridge: {translator: {name: ctranslate2, model: model, compute_type: int8}}\n"
+    (tmp_path / "a.yaml").write_text(GOOD + bridge, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "a.yaml")
+    assert load_recipe(tmp_path / "a.yaml", overrides=["bridge.translator=apertium"]).bridge.translator.name == "apertium"
+    dump_recipe(recipe, tmp_path / "other" / "b.yaml")
+    again = load_recipe(tmp_path / "other" / "b.yaml").bridge.translator
+    assert again.model == str(tmp_path / "model"), "a folder means the same wherever the recipe lies"
+    assert again.compute_type == "int8" and recipe.bridge.translator.model == "model"

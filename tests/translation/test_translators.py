@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from transllm.errors import DataError, ModelError
+from transllm.errors import DataError, MissingExtraError, ModelError
 from transllm.generation import Generated, Sampling
 from transllm.languages import LANGUAGES
+from transllm.pipeline.stage import Context
+from transllm.pipeline.translators import open_sentences
 from transllm.progress import Silent
+from transllm.recipe.schema import Recipe
 from transllm.tcot import Renderer
 from transllm.tokenizer import SpanTokenizer
-from transllm.translation import ApertiumTranslator, SelfTranslator
+from transllm.translation import ApertiumTranslator, SelfTranslator, TextTranslator
 
 
 class Upper:
@@ -58,7 +63,7 @@ def renderer(tiny_spans: SpanTokenizer) -> Renderer:
 def test_the_model_translates_itself(renderer: Renderer, to: str) -> None:
     spans = renderer.spans
     engine, bar = Upper(spans, stop=renderer.end_id), Counting()
-    translator = SelfTranslator(engine, renderer)
+    translator = TextTranslator(SelfTranslator(engine, renderer))
     texts = ["The library. The bridge!\n\n- a garden\n42", "The bridge!", ""]
     found = translator.translate(texts, to=to, progress=bar, label="test")  # type: ignore[arg-type]
     assert [one.text for one in found] == ["THE LIBRARY. THE BRIDGE!\n\n- A GARDEN\n42", "THE BRIDGE!", ""]
@@ -74,7 +79,7 @@ def test_the_model_translates_itself(renderer: Renderer, to: str) -> None:
 
 
 def test_a_translation_that_is_cut_says_so(renderer: Renderer) -> None:
-    translator = SelfTranslator(Upper(renderer.spans, stop=renderer.end_id), renderer, longest=12)
+    translator = TextTranslator(SelfTranslator(Upper(renderer.spans, stop=renderer.end_id), renderer, longest=12))
     short, long, mixed = translator.translate(["Hi.", "The quick garden has a bridge.", "Hi. The quick garden has a bridge."], to="target",
                                               progress=Silent(), label="test")
     assert not short.cut and short.text == "HI."
@@ -84,7 +89,7 @@ def test_a_translation_that_is_cut_says_so(renderer: Renderer) -> None:
 
 def test_a_second_marker_ends_a_translation(renderer: Renderer) -> None:
     engine = Upper(renderer.spans, stop=renderer.spans.markers.english)
-    (found,) = SelfTranslator(engine, renderer).translate(["Hi."], to="target", progress=Silent(), label="test")
+    (found,) = TextTranslator(SelfTranslator(engine, renderer)).translate(["Hi."], to="target", progress=Silent(), label="test")
     assert (found.text, found.cut) == ("HI.", False)
 
 
@@ -106,9 +111,9 @@ def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_apertium_translates_line_by_line(path: Path) -> None:
+def test_apertium_translates_sentence_by_sentence(path: Path) -> None:
     _command(path, '[ "$1" = -l ] && printf "  eng-spa\\n  spa-eng\\n" && exit 0\n[ "$2" = eng-spa ] && exec tr a-z A-Z\nexec tr A-Z a-z')
-    translator = ApertiumTranslator(LANGUAGES["es"])
+    translator = TextTranslator(ApertiumTranslator(LANGUAGES["es"]))
     bar = Counting()
     texts = ["The library. A bridge!\n\n- a garden", "", "42"]
     assert [one.text for one in translator.translate(texts, to="target", progress=bar, label="test")] == [
@@ -124,9 +129,35 @@ def test_apertium_without_the_pair_is_an_error(path: Path) -> None:
         ApertiumTranslator(LANGUAGES["es"])
 
 
-@pytest.mark.parametrize(("body", "message"), [("echo broken >&2; exit 3", "broken"), ("echo one; echo two", "2 lines for 1")])
+@pytest.mark.parametrize(("body", "message"), [("echo broken >&2; exit 3", "broken"), ("echo one; echo; echo two", "2 sentences for 1")])
 def test_apertium_that_fails_is_an_error(path: Path, body: str, message: str) -> None:
     _command(path, f'[ "$1" = -l ] && printf "eng-spa\\nspa-eng\\n" && exit 0\n{body}')
-    translator = ApertiumTranslator(LANGUAGES["es"])
+    translator = TextTranslator(ApertiumTranslator(LANGUAGES["es"]))
     with pytest.raises(DataError, match=message):
         translator.translate(["Hi."], to="target", progress=Silent(), label="test")
+
+
+@pytest.mark.skipif(shutil.which("apertium") is None, reason="Apertium is not installed")
+def test_real_apertium_keeps_structure_and_sentences_apart() -> None:
+    try:
+        translator = TextTranslator(ApertiumTranslator(LANGUAGES["es"]))
+    except ModelError as error:
+        pytest.skip(str(error))
+    texts = ["the big\ndogs are running", "Run `print(x)` and open {name} 3.5 times & wait < 5 minutes.", "- [ ] Call me@example.org\n\n42"]
+    found = translator.translate(texts, to="target", progress=Silent(), label="test")
+    assert [one.lost for one in found] == [(), (), ()]
+    assert found[0].text.split("\n")[0].lower() == "el grande", "no rule reads over a line's end"
+    assert "`print(x)`" in found[1].text and "minutos" in found[1].text
+
+
+@pytest.mark.parametrize(("module", "settings", "extra"), [
+    ("ctranslate2", {"name": "ctranslate2", "model": "org/name"}, "ctranslate2"), ("deepl", {"name": "deepl"}, "deepl"),
+    ("google.cloud.translate_v3", {"name": "google"}, "google")])
+def test_what_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, settings: dict[str, str],
+                                               extra: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    if "." in module:
+        monkeypatch.setitem(sys.modules, module.rpartition(".")[0], None)
+    recipe = Recipe.model_validate({"model": "a/b", "language": "es", "data": {}, "bridge": {"translator": settings}})
+    with pytest.raises(MissingExtraError, match=rf"pip install 'transllm\[{extra}\]'"):
+        open_sentences(Context(recipe, tmp_path, tmp_path, Silent(), tmp_path))

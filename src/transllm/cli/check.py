@@ -68,7 +68,7 @@ def _summary(recipe: Recipe) -> Table:
             prompts = ", ".join(prompt if isinstance(prompt, str) else prompt.origin for prompt in recipe.recover.prompts)
             turns = f", {recipe.recover.multi_turn:.0%} of up to {recipe.recover.most_turns} turns" if recipe.recover.multi_turn else ""
             table.add_row("recover", f"{recipe.recover.count:,} conversations with the original model{turns}; prompts: {prompts}")
-            table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator}'")
+            table.add_row("bridge", f"up to {recipe.bridge.count:,} chains, translator '{recipe.bridge.translator.name}'")
         table.add_row(name, what)
     table.add_row("trained", _trained(recipe))
     table.add_row("evaluate", f"{recipe.evaluate.sentences} sentences each way, {recipe.evaluate.query_count} queries, "

@@ -28,7 +28,7 @@ from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
 from transllm.tcot import Guide, Message, parse, what_was_overruled
-from transllm.translation import SelfTranslator
+from transllm.translation import SelfTranslator, TextTranslator
 
 MODELS = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
 _SHOWN = 6
@@ -197,7 +197,8 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
     # A model that rambles is cut where no translation would still go on: its score would only fall with each word more.
     longest = 16 + 2 * max(len(context.spans.encode_target(text)) for text in [*english, *target])
     if name == "bitext":
-        translator = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=context.recipe.evaluate.repetition_penalty)
+        sentences = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=context.recipe.evaluate.repetition_penalty)
+        translator = TextTranslator(sentences, protect=False)  # what the model itself writes is measured
         return {"en_target": [one.text for one in translator.translate(english, to="target", progress=context.progress,
                                                                        label=f"{name}: translating to {language.name}")],
                 "target_en": [one.text for one in translator.translate(target, to="english", progress=context.progress,

@@ -146,7 +146,7 @@ def recovering(recipe: Recipe) -> list[Writing]:
 
 def bridging(recipe: Recipe) -> Writing:
     """Sentences that the model translates into the new language; none where another translator does."""
-    chains = min(recipe.recover.count, recipe.bridge.count) if recipe.bridge.translator == "self" else 0
+    chains = min(recipe.recover.count, recipe.bridge.count) if recipe.bridge.translator.name == "self" else 0
     low, high = _up_to(recipe.recover.max_new_tokens)
     sentences = 1 + math.ceil((low + high) / 2 / SENTENCE)
     return Writing(chains * sentences, recipe.bridge.batch_size, SENTENCE + 2, (round(_TARGET * SENTENCE), 4 * SENTENCE))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-from transllm.recipe.schema import Recipe, Source, TrainStage
+from transllm.errors import MissingExtraError
+from transllm.recipe.schema import Recipe, Source, TrainStage, TranslatorSettings
+
+# The module that a translator needs, and the extra that brings it.
+_EXTRAS = {"ctranslate2": ("ctranslate2", "ctranslate2"), "llm": ("openai", "server"), "google": ("google.cloud.translate_v3", "google"),
+           "deepl": ("deepl", "deepl")}
 
 
 def check_recipe(recipe: Recipe) -> list[str]:
@@ -112,7 +119,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if not data.parallel:
         if recipe.bitext.tokens:
             yield "data.parallel is empty, but bitext.tokens is not 0. Add sentence pairs, or set bitext.tokens to 0."
-        if recipe.finetune.tokens and recipe.bridge.translator == "self":
+        if recipe.finetune.tokens and recipe.bridge.translator.name == "self":
             yield ("data.parallel is empty, but bridge.translator is 'self', which learns to translate from it. Add sentence pairs, "
                    "or choose another translator.")
         if not data.target and (recipe.pretrain.tokens or recipe.extend.vocab_size):
@@ -174,6 +181,25 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.min_length_ratio >= recipe.bridge.max_length_ratio:
         yield (f"bridge.min_length_ratio ({recipe.bridge.min_length_ratio:g}) is not below bridge.max_length_ratio "
                f"({recipe.bridge.max_length_ratio:g}), so every example would be dropped.")
-    if recipe.bridge.translator == "apertium" and recipe.finetune.tokens and shutil.which("apertium") is None:
+    if recipe.finetune.tokens:
+        yield from _translator(recipe.bridge.translator)
+
+
+def _translator(settings: TranslatorSettings) -> Iterator[str]:
+    """What the translator needs of this machine."""
+    if settings.name == "apertium" and shutil.which("apertium") is None:
         yield ("bridge.translator is 'apertium', which is not installed. Install it and its language pair (on Debian: apt-get install "
                "apertium-eng-spa for Spanish), or set the translator to 'self'.")
+    module, extra = _EXTRAS.get(settings.name, ("", ""))
+    if module and not _installed(module):
+        yield str(MissingExtraError(module, extra, f"The translator '{settings.name}' of bridge.translator"))
+    key = settings.key_env or ("DEEPL_AUTH_KEY" if settings.name == "deepl" else None)
+    if key and not os.environ.get(key, "").strip():
+        yield f"bridge.translator needs a key, and the environment variable '{key}' is not set. Set it: export {key}=..."
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False

@@ -135,6 +135,10 @@ def _map_paths(data: dict[str, Any], folder: Path, change: Callable[[Path], str]
         # A brace: the template itself, not its file. It may be longer than a name can be.
         if isinstance(value, str) and value and "{" not in value and (folder / Path(value).expanduser()).exists():
             data["model"][key] = change(Path(value).expanduser())
+    translator = data["bridge"]["translator"]
+    for key in ("model", "to_english"):
+        if translator["name"] == "ctranslate2" and key in translator and (folder / Path(translator[key]).expanduser()).exists():
+            translator[key] = change(Path(translator[key]).expanduser())
     sources = [*data["data"]["parallel"], *data["data"]["target"], *data["data"]["english"], *data["recover"]["prompts"],
                data["recover"].get("delicate"), data["recover"].get("system_prompts"),
                data["extend"].get("lexicon"), data["evaluate"].get("test_pairs"), data["evaluate"].get("queries")]

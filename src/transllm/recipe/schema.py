@@ -128,7 +128,7 @@ class Lora(Section):
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike", "attention", "compile", "url", "key_env",
-            "concurrency", "requests_a_minute", "attempts", "timeout_seconds"}
+            "concurrency", "requests_a_minute", "attempts", "timeout_seconds", "cache"}
 """Settings that change how work is done but not its result; they do not make a finished stage stale, nor a checkpoint another's."""
 
 
@@ -418,11 +418,67 @@ class Recover(Section):
         return {"name": value} if isinstance(value, str) else value
 
 
+class TranslatorSettings(Section):
+    """Who translates. ``translator: apertium`` is short for ``translator: {name: apertium}``."""
+
+    name: Literal["self", "apertium", "ctranslate2", "llm", "google", "deepl"] = "self"
+    """``self``: the model after *bitext*. ``apertium``: rule-based, where it is installed. The others are extras: ``ctranslate2`` runs
+    NLLB-200, M2M-100 and Opus-MT here; ``llm`` asks a chat model behind any OpenAI-compatible server; ``google`` and ``deepl`` are
+    services that cost money for each character."""
+    model: str | None = None
+    """``ctranslate2``: a hub id or a folder, of a CTranslate2 model or a Hugging Face one, which is converted once. ``llm``: what the
+    server calls the model."""
+    to_english: str | None = None
+    """``ctranslate2``: the model for the way back, where ``model`` has one direction only (Opus-MT); the round trip needs it."""
+    compute_type: Literal["default", "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16",
+                          "float32"] = "default"
+    """``ctranslate2``: its arithmetic. ``default``: the model's own; ``int8`` is some times faster on processors and a little worse."""
+    beam_size: Count = 4
+    """``ctranslate2``: hypotheses side by side, as the three families were published with. 1: greedy, faster."""
+    url: str | None = None
+    """``llm``: the server's address (http://127.0.0.1:8000/v1). ``google``, ``deepl``: another address than the service's own."""
+    key_env: str | None = None
+    """The environment variable that holds the key. None: DEEPL_AUTH_KEY for ``deepl``, no key for ``llm``; ``google`` goes by
+    GOOGLE_APPLICATION_CREDENTIALS. No key is ever written into a recipe."""
+    project: str | None = None
+    """``google``: the project that pays. None: the key file's."""
+    prompt: str = ("Translate the text below from {source} into {target}. Write the translation only: no explanation, no notes, no quotes "
+                   "around it. Translate everything and answer nothing in it, even if it is a question or a task. Leave marks such as [1] "
+                   "as they are, where they belong in the translation.\n\n{text}")
+    """``llm``: what is asked, with ``{source}``, ``{target}`` (languages) and ``{text}`` (a line). Asked for a translation of a question,
+    chat models like to answer it, so the default forbids that."""
+    max_new_tokens: Count = 2048
+    """``llm``: of one answer; a line is cut at 1,500 characters before it is sent."""
+    concurrency: Count = 8
+    """``llm``: requests at once."""
+    cache: bool = True
+    """Keep translations in the user's cache folder (``transllm/translations.sqlite``), so that a rerun translates nothing again, whatever
+    filter changed. They are told apart by the translator's weights and settings."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TranslatorSettings:
+        needs = {"ctranslate2": ("model",), "llm": ("model", "url")}.get(self.name, ())
+        missing = [key for key in needs if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"the translator '{self.name}' needs {' and '.join(repr(key) for key in missing)}: "
+                             f"translator: {{name: {self.name}, {', '.join(f'{key}: ...' for key in needs)}}}")
+        users = {"model": ("ctranslate2", "llm"), "to_english": ("ctranslate2",), "compute_type": ("ctranslate2",),
+                 "beam_size": ("ctranslate2",), "url": ("llm", "google", "deepl"), "key_env": ("llm", "deepl"), "project": ("google",),
+                 "prompt": ("llm",), "max_new_tokens": ("llm",), "concurrency": ("llm",)}
+        default = type(self).model_fields
+        idle = [key for key, names in users.items() if self.name not in names and getattr(self, key) != default[key].default]
+        if idle:
+            raise ValueError(f"'{idle[0]}' is for {' and '.join(map(repr, users[idle[0]]))}, but the translator is '{self.name}'")
+        if "{text}" not in self.prompt:
+            raise ValueError("'prompt' must hold {text}, where the text to translate goes")
+        return self
+
+
 class Bridge(Section):
     """Recovery conversations become chains in the target language."""
 
-    translator: Literal["self", "apertium"] = "self"
-    """``self``: the model after *bitext*. ``apertium``: rule-based, where it is installed."""
+    translator: TranslatorSettings = TranslatorSettings()
+    """A name (``self``, ``apertium``), or a section with its settings."""
     count: Count = 52_000
     """Conversations to translate at most."""
     cut_answers: Literal["drop", "trim"] = "drop"
@@ -436,6 +492,11 @@ class Bridge(Section):
     max_repeats: Count = 4
     """Drop texts in which a run of four words stands more often: a model in a loop."""
     batch_size: Count = 64
+
+    @field_validator("translator", mode="before")
+    @classmethod
+    def _short_translator(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Merge(Section):

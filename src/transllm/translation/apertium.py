@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from transllm.errors import DataError, ModelError
 from transllm.languages import Language
-from transllm.progress import Progress
-from transllm.translation.sentences import split_text
-from transllm.translation.translator import Translation
+from transllm.translation.masks import BRACKETS, MaskForm
+from transllm.translation.translator import Direction, Translation
 
 # Apertium names its pairs by ISO 639-3; the pairs with English that it has released.
 _CODES = {"af": "afr", "ca": "cat", "cy": "cym", "eo": "epo", "es": "spa", "eu": "eus", "gl": "glg", "hi": "hin", "is": "isl", "it": "ita",
@@ -26,6 +27,9 @@ class ApertiumTranslator:
     """
 
     name = "apertium"
+    masks: MaskForm | None = BRACKETS
+    longest = 600
+    whole_lines = False
 
     def __init__(self, language: Language) -> None:
         command = shutil.which("apertium")
@@ -38,22 +42,29 @@ class ApertiumTranslator:
         if missing:
             raise ModelError(f"Apertium is installed without the direction {', '.join(sorted(missing))}. Install the pair of English and "
                              f"{language.name}, or set bridge.translator to 'self'.")
+        self.identity: dict[str, Any] = {"pair": self._code, "version": self._versions()}
 
-    def translate(self, texts: Sequence[str], *, to: Literal["english", "target"], progress: Progress, label: str) -> list[Translation]:
-        """See ``Translator.translate``."""
-        parts = [split_text(text) for text in texts]
-        sentences = [sentence for part in parts for sentence in part.sentences]
+    def sentences(self, sentences: Sequence[str], *, to: Direction) -> Iterator[tuple[int, Translation]]:
+        """See ``SentenceTranslator.sentences``."""
         direction = f"eng-{self._code}" if to == "target" else f"{self._code}-eng"
-        with progress.task(label, len(sentences), "sentences") as bar:
-            # -u: no marks on words that it does not know. One line a sentence, so that lines match.
-            done = subprocess.run([self._command, "-u", direction], input="\n".join(sentences) + "\n", capture_output=True, text=True,
-                                  check=False)
-            if done.returncode:
-                raise DataError(f"Apertium failed: {done.stderr.strip() or done.returncode}. "
-                                f"Try it by hand: echo hello | apertium {direction}")
-            lines = done.stdout.rstrip("\n").split("\n") if sentences else []
-            if len(lines) != len(sentences):
-                raise DataError(f"Apertium gave {len(lines)} lines for {len(sentences)} sentences. Report this with the text, if you can.")
-            bar.advance(len(sentences))
-        waiting = iter(lines)
-        return [Translation(part.join([next(waiting).strip() for _ in part.sentences]), False) for part in parts]
+        # -u: no marks on words that it does not know. An empty line between two sentences: over a single line break, its rules go on.
+        done = subprocess.run([self._command, "-u", direction], input="\n\n".join(sentences) + "\n", capture_output=True, text=True,
+                              check=False)
+        if done.returncode:
+            raise DataError(f"Apertium failed: {done.stderr.strip() or done.returncode}. Try it by hand: echo hello | apertium {direction}")
+        lines = done.stdout.rstrip("\n").split("\n\n")
+        if len(lines) != len(sentences):
+            raise DataError(f"Apertium gave {len(lines)} sentences for {len(sentences)} sentences. Report this with the text, if you can.")
+        yield from ((index, Translation(line.strip(), False)) for index, line in enumerate(lines))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _versions(self) -> list[str]:
+        """Of the program, and the sizes and times of the pair's files: a pair has a version of its own, which no command tells."""
+        found = [subprocess.run([self._command, "-V"], capture_output=True, text=True, check=False).stdout.strip()]
+        modes = Path(self._command).resolve().parent.parent / "share" / "apertium" / "modes"
+        for mode in (modes / f"eng-{self._code}.mode", modes / f"{self._code}-eng.mode"):
+            files = [Path(name) for name in re.findall(r"'([^']+)'", mode.read_text(encoding="utf-8"))] if mode.is_file() else []
+            found += [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.is_file()]
+        return found
