@@ -6,10 +6,12 @@ from pathlib import Path
 
 from transllm.data.package import default_cache
 from transllm.generation import ConversationEngine, LocalEngine
+from transllm.generation.server import ServerEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
 from transllm.model.saved import adapter_digest
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context
+from transllm.recipe.schema import EngineSettings
 from transllm.translation import ApertiumTranslator, SelfTranslator, SentenceTranslator, TextTranslator, TranslationCache, Translator
 from transllm.translation.deepl import DeepLTranslator
 from transllm.translation.google import GoogleTranslator
@@ -57,14 +59,10 @@ def open_sentences(context: Context) -> SentenceTranslator:
 
 def _server(context: Context) -> ConversationEngine:
     """The server as an engine of conversations; the recipe's own tokenizer counts where it does not."""
-    from transllm.generation.server import ServerEngine  # type: ignore[import-not-found, unused-ignore]
-    from transllm.recipe.schema import EngineSettings  # type: ignore[attr-defined, unused-ignore]
-
     settings = context.recipe.bridge.translator
     asked = EngineSettings(name="server", url=settings.url, model=settings.model, key_env=settings.key_env,
                            concurrency=settings.concurrency)
-    engine: ConversationEngine = ServerEngine(asked, lambda: context.spans.original)
-    return engine
+    return ServerEngine(asked, lambda: context.spans.original)
 
 
 def _cache(context: Context) -> Path:
