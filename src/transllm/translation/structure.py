@@ -70,6 +70,10 @@ class TextTranslator:
         return [self._joined(text, part.join([done[sentence].text for sentence in part.sentences]),
                              [done[sentence] for sentence in part.sentences]) for text, part in zip(texts, parts, strict=True)]
 
+    def close(self) -> None:
+        """Give back what the translator holds: memory, connections."""
+        self._translator.close()
+
     def _steps(self, to: Direction) -> list[_Step]:
         if not self._protect:
             return [_AsItIs()]
