@@ -78,7 +78,7 @@ def test_a_file_that_is_none_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 _WRITER = """
-import sys, itertools
+import sys, time
 from pathlib import Path
 from transllm.translation import Translation, TranslationCache
 from transllm.translation import cache as module
@@ -87,7 +87,11 @@ class Kind:
     name, identity = "kind", {"who": sys.argv[2]}
 cache, kind = TranslationCache(Path(sys.argv[1])), Kind()
 texts = [str(number) for number in range(int(sys.argv[3]))]
-for index, _ in cache.keep(texts, ((n, Translation(text * 50, False)) for n, text in enumerate(texts)), to="target", translator=kind):
+def slowly():
+    for number, text in enumerate(texts):
+        time.sleep(0.02)
+        yield number, Translation(text * 50, False)
+for index, _ in cache.keep(texts, slowly(), to="target", translator=kind):
     if index == 5:
         print("going", flush=True)
 """
@@ -99,7 +103,7 @@ def _start(path: Path, who: str, count: int) -> subprocess.Popen[str]:
 
 def test_two_processes_and_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    killed, other = _start(path, "killed", 10**9 // 1000), _start(path, "other", 30)
+    killed, other = _start(path, "killed", 100_000), _start(path, "other", 30)
     for process in (killed, other):
         assert process.stdout is not None and process.stdout.readline() == "going\n"
     killed.send_signal(signal.SIGKILL)
