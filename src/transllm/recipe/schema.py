@@ -381,7 +381,8 @@ class Recover(Section):
     """Share of the conversations that begin with one of them."""
     multi_turn: Share = 0.0
     """Share of the conversations that go on: the chat model writes the user's next turn itself, the filter of prompts reads it, and it is
-    answered. An answer that is cut or dropped ends its conversation. 0: single turns, as in the paper."""
+    answered. An answer that is cut or dropped ends its conversation, so leave room in ``max_new_tokens``. 0: single turns, as in
+    the paper."""
     most_turns: Annotated[int, Field(ge=2, le=4)] = 3
     """Turns of those at most; as many of them have two as have any other number. A small model that plays the user loses the thread after
     some four."""
