@@ -1,8 +1,8 @@
 """Several passes of a model at once on a processor, each on cores of its own.
 
 Between two matrix products of a small model a processor's other cores wait: most of a layer's kernels are too small to share. Two
-bins of a training step, or two parts of a batch of answers, keep all cores busy side by side; benchmarks/training_speed.py and
-benchmarks/generation_speed.py measure what that gives.
+bins of a training step, or two parts of a batch of answers, keep all cores busy side by side; benchmarks/training_speed.py measures
+what that gives.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def chat_of(loaded: LoadedModel, *, stops: frozenset[int] = frozenset({0})) -> C
 
 
 def by_number(replies: list[Reply]) -> list[tuple[str, tuple[int, ...], str, int, int]]:
-    return [(reply.text, reply.ids, reply.finish, reply.prompt_tokens, reply.tokens) for reply in sorted(replies, key=lambda one: one.index)]
+    found = sorted(replies, key=lambda reply: reply.index)
+    return [(reply.text, reply.ids, reply.finish, reply.prompt_tokens, reply.tokens) for reply in found]
 
 
 @pytest.fixture(scope="module")

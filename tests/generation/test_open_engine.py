@@ -21,8 +21,8 @@ ASKED = Conversation((Turn("user", "Who are you?"),))
 @pytest.fixture
 def spec(make_folders: Callable[[str], Any], tmp_path: Path) -> Callable[..., EngineSpec]:
     def make(**settings: Any) -> EngineSpec:
-        return EngineSpec(EngineSettings(**settings), ModelSource(source=str(make_folders("untied").original)), tmp_path, tmp_path / "cache",
-                          "float32", 8)
+        model = ModelSource(source=str(make_folders("untied").original))
+        return EngineSpec(EngineSettings(**settings), model, tmp_path, tmp_path / "cache", "float32", 8)
 
     return make
 

@@ -63,8 +63,9 @@ def engine_for(spec: EngineSpec, remembered: Path, *,
         try:
             return open_engine(_named(spec, choice.name)), choice
         except TransLLMError as error:
-            raise ModelError(f"The work in '{remembered.parent}' was begun with the engine '{choice.name}', which does not open now: {error} "
-                             f"Mend that, or delete '{remembered}': the rest is then done with another, whose words may differ.") from error
+            raise ModelError(f"The work in '{remembered.parent}' was begun with the engine '{choice.name}', which does not open now: "
+                             f"{error} Mend that, or delete '{remembered}': the rest is then done with another, whose words may "
+                             "differ.") from error
     engine, choice = fastest(spec)
     write_json(remembered, asdict(choice))
     say(choice.why)

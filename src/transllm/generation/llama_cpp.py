@@ -73,6 +73,11 @@ class LlamaCppEngine:
             self.close()  # nobody waits for what is in its slots
             raise
 
+    def serve(self, *, context: int) -> tuple[str, str]:
+        """The address of llama.cpp's own server, which speaks OpenAI's protocol, and its key; each slot has room for so many tokens."""
+        host = self._hosted(context)
+        return host.address, host.key
+
     def close(self) -> None:
         """End the process."""
         if self._host is not None:
@@ -107,13 +112,13 @@ class _Host:
     """
 
     def __init__(self, file: Path, *, slots: int, context: int, threads: int) -> None:
-        self._file, self._slots, self.context, self._key = file, slots, context, secrets.token_hex(16)
+        self._file, self._slots, self.context, self.key = file, slots, context, secrets.token_hex(16)
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (lives as long as the process)
         # A session of its own: Ctrl-C is for the process that started it.
         self._process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("llama_host.py"))], stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True)
         assert self._process.stdin is not None and self._process.stdout is not None
-        settings = {"model": str(file), "slots": slots, "context": context, "threads": threads, "key": self._key}
+        settings = {"model": str(file), "slots": slots, "context": context, "threads": threads, "key": self.key}
         try:
             self._process.stdin.write(json.dumps(settings) + "\n")
             self._process.stdin.flush()
@@ -128,13 +133,13 @@ class _Host:
             raise ModelError(f"llama.cpp cannot load '{file}' with {slots} slots of {context} tokens: {said} See that it is a GGUF file "
                              "that this version reads (pip install -U xllamacpp) and that it fits into memory, or lower "
                              "recover.engine.concurrency.")
-        self._address = str(json.loads(line)["address"])
+        self.address = str(json.loads(line)["address"])
 
     def client(self) -> httpx2.AsyncClient:
         """Connections to it. The environment's proxies are for others."""
         import httpx2
 
-        return httpx2.AsyncClient(base_url=self._address, headers={"Authorization": f"Bearer {self._key}"}, timeout=None, trust_env=False,
+        return httpx2.AsyncClient(base_url=self.address, headers={"Authorization": f"Bearer {self.key}"}, timeout=None, trust_env=False,
                                   limits=httpx2.Limits(max_connections=self._slots))
 
     async def ask(self, client: httpx2.AsyncClient, request: dict[str, Any]) -> dict[str, Any]:

@@ -4,25 +4,14 @@ from transllm.model.adapter import Adapted, attach, trained_parameters
 from transllm.model.attention import PACKED, Documents
 from transllm.model.grow import grow
 from transllm.model.initial import METHODS, Known, Start, interleaved, start_of
-from transllm.model.load import (
-    ChatTokenizer,
-    LoadedModel,
-    check_sizes,
-    context_of,
-    end_of_turn_ids,
-    load_chat_model,
-    load_chat_tokenizer,
-    load_folder,
-    original_digest,
-    place,
-    save_folder,
-)
+from transllm.model.load import LoadedModel, check_sizes, end_of_turn_ids, load_chat_model, load_folder, place, save_folder
 from transllm.model.packed import APART, choose_attention, enable_packed, hidden_states
 from transllm.model.precision import compute_dtype, default_device
 from transllm.model.proof import RowProof, copy_rows, prove_rows
 from transllm.model.quantize import load_to_train
 from transllm.model.saved import adapter_digest, load_merged
 from transllm.model.shard import shard, sharding_asked
+from transllm.model.source import ChatTokenizer, context_of, load_chat_tokenizer, original_digest
 
 __all__ = [
     "APART",

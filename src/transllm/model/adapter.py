@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.model.attention import PACKED, Documents
-from transllm.model.load import place, quiet, weight_of
+from transllm.model.load import place, weight_of
 from transllm.model.lora import join_siblings, use_our_layer
 from transllm.model.masters import keep_masters, plain_name
 from transllm.model.norm import use_our_norm
 from transllm.model.packed import choose_attention, hidden_states, probe
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.model.saved import ADAPTER, ROWS, load_body, read_file, save_body, save_rows, trained_as
+from transllm.model.source import quiet
 from transllm.recipe.schema import Attention, Lora, Training
 
 

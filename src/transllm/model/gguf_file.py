@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transllm.data.package import default_cache
 from transllm.errors import ModelError
 from transllm.files import atomic
-from transllm.model.load import LoadedModel, commit_of, end_of_turn_ids, load_chat_model, located, original_digest, weight_of
+from transllm.model.load import LoadedModel, end_of_turn_ids, load_chat_model, weight_of
+from transllm.model.source import commit_of, located, original_digest
 from transllm.recipe.schema import ModelSource
 
 # Families whose layers llama.cpp computes from nothing but these numbers, and the names it has for them.

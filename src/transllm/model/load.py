@@ -6,45 +6,20 @@ precision that the checkpoint stores.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from transllm.data.package import package_file
 from transllm.errors import ModelError
+from transllm.model.source import chat_tokenizer, first_line, located, quiet, reading, stop_ids
 from transllm.recipe.schema import ModelSource
 
-log = logging.getLogger(__name__)
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# How a GGUF file's ``tokenizer.ggml.pre`` splits text before BPE, where that is not the plain GPT-2 rule which
-# transformers assumes for every GGUF tokenizer. These families isolate each digit first, which changes how spaces before
-# numbers are cut.
-_DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,56 +35,6 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChatTokenizer:
-    """What is needed to speak with a chat model whose weights are elsewhere.
-
-    Attributes:
-        tokenizer: fast tokenizer with a chat template.
-        stops: all ids on which the model's own generation stops.
-        context: how many tokens the model takes.
-    """
-
-    tokenizer: PreTrainedTokenizerFast
-    stops: frozenset[int]
-    context: int
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and notices of transformers and peft; our own progress speaks. Errors still come through."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # The GGUF reader draws a bar that no setting turns off.
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            # peft asks transformers for a property by its old name.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _gguf_read_once() -> Iterator[None]:
-    """transformers reads a GGUF file's header anew for its config, tokenizer and weights, and the names of all tensors for each layer:
-    inside, each is read once (15 of 40 s for a vocabulary of 49,152)."""
-    import gguf
-
-    module: Any = gguf
-    own = {name: getattr(module, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in own.items():
-        setattr(module, name, functools.cache(function))
-    try:
-        yield
-    finally:
-        for name, function in own.items():
-            setattr(module, name, function)
 
 
 def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = None) -> LoadedModel:
@@ -129,57 +54,11 @@ def load_chat_model(source: ModelSource, *, folder: Path, cache: Path | None = N
     if gguf is not None and dtype == "auto":
         dtype = torch.bfloat16
     with reading(source, gguf=gguf is not None):
-        tokenizer = _tokenizer(source, path, options, folder=folder)
+        tokenizer = chat_tokenizer(source, path, options, folder=folder)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
         if gguf is not None:
             model = _without_quantiser(model)
     return LoadedModel(model.eval(), tokenizer, source.source)
-
-
-def load_chat_tokenizer(source: ModelSource, *, folder: Path, cache: Path | None = None) -> ChatTokenizer:
-    """What is needed to speak with the chat model that a recipe names where another program holds its weights.
-
-    Raises:
-        ModelError: as ``load_chat_model``.
-    """
-    path, options = located(source, folder=folder, cache=cache)
-    with reading(source, gguf="gguf_file" in options):
-        tokenizer = _tokenizer(source, path, options, folder=folder)
-        config = AutoConfig.from_pretrained(path, **options)
-        try:
-            generation = GenerationConfig.from_pretrained(path, **{key: value for key, value in options.items() if key != "gguf_file"})
-        except OSError:  # it has none: as transformers, what the config says
-            generation = GenerationConfig.from_model_config(config)
-    return ChatTokenizer(tokenizer, frozenset(_stop_ids(generation, tokenizer)), context_of(config))
-
-
-def _tokenizer(source: ModelSource, path: str, options: dict[str, Any], *, folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a chat model, with the template that the recipe gives it."""
-    if getattr(AutoConfig.from_pretrained(path, **options), "is_encoder_decoder", False):
-        raise ModelError(f"'{source.source}' is an encoder-decoder model. TransLLM transforms decoder-only chat models.")
-    tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"The tokenizer of '{source.source}' has no fast (tokenizers) form. Convert it to a tokenizer.json first.")
-    if "gguf_file" in options:
-        _mend_gguf_tokenizer(tokenizer, Path(path) / options["gguf_file"])
-    if source.chat_template is not None:
-        template = folder / source.chat_template
-        tokenizer.chat_template = template.read_text(encoding="utf-8") if "{" not in source.chat_template else source.chat_template
-    if not tokenizer.chat_template:
-        raise ModelError(f"The model '{source.source}' has no chat template, so it is not a chat model that TransLLM can talk to. "
-                         "Take the chat variant of the model, or give one with model: {source: ..., chat_template: FILE}.")
-    return tokenizer
-
-
-@contextlib.contextmanager
-def reading(source: ModelSource, *, gguf: bool) -> Iterator[None]:
-    """Inside, nothing is drawn, a GGUF file is read once, and what transformers raises is an error that names the model."""
-    with quiet(), _gguf_read_once() if gguf else contextlib.nullcontext():
-        try:
-            yield
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(f"The model '{source.source}' cannot be loaded: {_first_line(error)} "
-                             "Check the name, or give a folder, a .gguf file or package:NAME==VERSION.") from error
 
 
 def load_folder(folder: Path, *, dtype: torch.dtype | None = None, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -197,7 +76,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype | None = None, **options: An
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **options)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"There is no model to load in '{folder}': {_first_line(error)} "
+            raise ModelError(f"There is no model to load in '{folder}': {first_line(error)} "
                              "Run the stage that writes it again.") from error
     check_sizes(model, tokenizer, where=str(folder))
     return model.eval(), tokenizer
@@ -250,70 +129,7 @@ def place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | Non
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All ids on which the model's own generation stops."""
-    return _stop_ids(model.generation_config, tokenizer)
-
-
-def context_of(config: PreTrainedConfig) -> int:
-    """How many tokens a model takes; a model that sets no bound takes very many."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
-
-
-def _stop_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = []
-    for value in (generation.eos_token_id if generation else None, tokenizer.eos_token_id):
-        ids.extend(value if isinstance(value, list) else [] if value is None else [value])
-    return sorted(set(ids))
-
-
-def original_digest(source: ModelSource, *, folder: Path, cache: Path | None = None) -> str:
-    """Digest of what the recipe names: of the files for local models and templates (size and time, not content), else of the name."""
-    digest = hashlib.sha256(repr((source.source, source.file, source.revision)).encode())
-    files: list[Path] = []
-    if (folder / Path(source.source).expanduser()).exists():
-        digest = hashlib.sha256()
-        path, gguf = _resolve(source, folder=folder, cache=cache)
-        files = sorted(Path(path).glob(gguf or "*"))
-    if source.chat_template is not None and "{" not in source.chat_template:
-        files.append(folder / source.chat_template)
-    for file in files:
-        if file.is_file():
-            digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def located(source: ModelSource, *, folder: Path, cache: Path | None) -> tuple[str, dict[str, Any]]:
-    """A path or hub id, and the options with which transformers reads it; ``gguf_file`` is among them for a GGUF."""
-    path, gguf = _resolve(source, folder=folder, cache=cache)
-    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
-    return path, options | ({"gguf_file": gguf} if gguf is not None else {})
-
-
-def commit_of(path: str, options: dict[str, Any]) -> str:
-    """The commit of a hub model; empty for local files."""
-    return str(getattr(AutoConfig.from_pretrained(path, **options), "_commit_hash", None) or "")
-
-
-def _resolve(source: ModelSource, *, folder: Path, cache: Path | None) -> tuple[str, str | None]:
-    """A path or hub id that transformers takes, and the GGUF file in it, if it is one."""
-    if source.source.startswith("package:"):
-        file = package_file(source.source.removeprefix("package:"), source.file or "*.gguf", cache=cache)
-        return str(file.parent), file.name
-    local = Path(source.source).expanduser()
-    local = local if local.is_absolute() else folder / local
-    if local.suffix == ".gguf":
-        if not local.is_file():
-            raise ModelError(f"There is no file '{local}'. Check model.source in the recipe.")
-        return str(local.parent), local.name
-    if local.is_dir():
-        if source.file is None:
-            return str(local), None
-        found = sorted(local.glob(source.file))
-        if len(found) != 1:
-            raise ModelError(f"'{source.file}' matches {len(found)} files in '{local}'; it must match one. Make model.file narrower.")
-        return str(local), found[0].name
-    if source.source.startswith((".", "/", "~")):
-        raise ModelError(f"There is no folder '{local}'. Check model.source in the recipe.")
-    return source.source, source.file
+    return stop_ids(model.generation_config, tokenizer)
 
 
 def _without_quantiser(model: PreTrainedModel) -> PreTrainedModel:
@@ -328,20 +144,3 @@ def _without_quantiser(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Give the tokenizer the pre-tokenizer that the GGUF file names, which transformers leaves at the GPT-2 rule."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(str(file)).fields.get("tokenizer.ggml.pre")
-    kind = str(field.contents()) if field is not None else "default"
-    if kind in _DIGITS_FIRST:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer])
-    elif kind not in {"default", "gpt-2", "llama-bpe", "qwen2"}:
-        log.warning("The GGUF file splits text by the rule '%s', which transformers does not know; the GPT-2 rule is used. "
-                    "Take the model in safetensors form to be exact.", kind)
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith(".") else line + "."

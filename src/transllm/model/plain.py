@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from transllm.data.package import default_cache
-from transllm.model.load import load_chat_model, located, original_digest, save_folder
+from transllm.model.load import load_chat_model, save_folder
+from transllm.model.source import located, original_digest
 from transllm.recipe.schema import ModelSource
 
 

@@ -28,7 +28,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
-from transllm.model.load import load_folder, place, quiet, weight_of
+from transllm.model.load import load_folder, place, weight_of
+from transllm.model.source import quiet
 
 ADAPTER, ROWS, BODY = "adapter_model.safetensors", "rows.safetensors", "body.safetensors"
 _INDEX = "body.safetensors.index.json"

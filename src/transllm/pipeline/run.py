@@ -19,8 +19,8 @@ from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.generation import require_engine
-from transllm.model.load import original_digest
 from transllm.model.shard import sharding_asked
+from transllm.model.source import original_digest
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
 from transllm.pipeline.stages import STAGES
 from transllm.progress import Progress, Silent

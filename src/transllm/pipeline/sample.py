@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from transllm.model import Adapted
-from transllm.model.load import quiet
+from transllm.model.source import quiet
 from transllm.pipeline.workload import Learning
 from transllm.progress import Silent
 from transllm.training import EncodedRow, Packed, Rows, write_rows

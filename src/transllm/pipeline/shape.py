@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from transllm.data.package import package_file
 from transllm.errors import ModelError
-from transllm.model.load import quiet
+from transllm.model.source import quiet
 from transllm.recipe.schema import Lora, ModelSource
 
 # transformers' factories carry no types
