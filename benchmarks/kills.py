@@ -163,14 +163,14 @@ def disturb(recipe: Path, given: argparse.Namespace, *, whole: int) -> dict[str,
     torn: list[bool] = []
     for moment in moments:
         sitting = Sitting(recipe, given.out / "disturbed")
-        if given.ray:
-            middle = (sitting.lines() + moment) // 2
-            if sitting.until(middle) and (workers := sitting.workers()):
-                draw.choice(workers).kill()
-                counts["workers_killed"] += 1
-        if not sitting.until(moment):
+        begun = sitting.lines()
+        until = max(moment, begun + 1)  # one burst of lines may reach past several moments; each sitting is to get on a little
+        if given.ray and sitting.until(begun + (until - begun + 1) // 2) and (workers := sitting.workers()):
+            draw.choice(workers).kill()
+            counts["workers_killed"] += 1
+        if not sitting.until(until):
             sitting.process.wait()
-            print(f"before line {moment} the command had ended with {sitting.process.returncode}", flush=True)
+            print(f"before line {until} the command had ended with {sitting.process.returncode}", flush=True)
             continue
         time.sleep(draw.uniform(0, 0.5))
         counts["left_over"] += sitting.kill()
