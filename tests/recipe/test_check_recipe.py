@@ -126,3 +126,11 @@ def test_what_a_translator_needs_of_the_machine(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MINE", "x")
     (found,) = checked(tmp_path, GOOD, "bridge.translator={name: llm, model: m, url: 'http://localhost:1/v1', key_env: MINE}")
     assert "pip install 'transllm[server]'" in found
+
+
+def test_what_ray_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: None)
+    found, choice = checked(tmp_path, GOOD, "recover.ray.workers=2", "recover.engine=auto")
+    assert "pip install 'transllm[ray]'" in found and "recover.engine is 'auto'" in choice
+    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: True)
+    assert checked(tmp_path, GOOD, "recover.ray.workers=2") == []

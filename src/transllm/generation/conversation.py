@@ -6,9 +6,8 @@ chat model says, and any program can say it: a library in this process, a server
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal, Protocol
 
@@ -32,10 +31,31 @@ class Conversation:
         turns: the messages. May be empty where the user is to speak first.
         speaker: who speaks next. ``user`` asks the chat model for the user's turn: it is given its template up to where the user's words
             begin and writes them (Magpie, arXiv 2406.08464). Not every server can do that.
+        draw: which of the replies to this conversation is wanted, where they are sampled: another number, another reply. With the same
+            number it is the same one, in whatever call.
     """
 
     turns: tuple[Turn, ...] = ()
     speaker: Literal["assistant", "user"] = "assistant"
+    draw: int = 0
+
+
+def numbered(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Tell equal conversations of a call apart by their ``draw``; those that differ already stay as they are.
+
+    So they can be cut into several calls, and the replies are those of one.
+    """
+    taken: set[Conversation] = set()
+    following: dict[Conversation, int] = {}
+    found = []
+    for conversation in conversations:
+        draw = following.get(conversation, conversation.draw)
+        while (one := replace(conversation, draw=draw)) in taken:
+            draw += 1
+        following[conversation] = draw + 1
+        taken.add(one)
+        found.append(one)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +66,7 @@ class ReplySampling:
         max_new_tokens: after so many it is cut.
         temperature: 0 is greedy.
         top_p: sample from the smallest set of tokens with this share of the probability.
-        seed: of the sampling. Equal conversations of one call get different replies, and the same ones in a second call.
+        seed: of the sampling. Equal conversations of one call get different replies (``numbered``), and the same ones in a second call.
     """
 
     max_new_tokens: int
@@ -99,10 +119,5 @@ class ConversationEngine(Protocol):
 
 def reply_seeds(conversations: Sequence[Conversation], seed: int) -> list[int]:
     """A seed of 31 bits for each conversation, of what it says and of how often it came before: not of its place or its neighbours."""
-    came: Counter[Conversation] = Counter()
-    found = []
-    for conversation in conversations:
-        digest = blake2b(repr((seed, conversation, came[conversation])).encode("utf-8", "surrogatepass"), digest_size=4).digest()
-        found.append(int.from_bytes(digest, "big") >> 1)
-        came[conversation] += 1
-    return found
+    digests = (blake2b(repr((seed, one)).encode("utf-8", "surrogatepass"), digest_size=4).digest() for one in numbered(conversations))
+    return [int.from_bytes(digest, "big") >> 1 for digest in digests]

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from transllm.errors import ModelError
-from transllm.generation.conversation import Conversation, Reply, ReplySampling
+from transllm.generation.conversation import Conversation, Reply, ReplySampling, numbered
 from transllm.generation.engine import Sampling
 from transllm.generation.local import LocalEngine
 from transllm.model import LoadedModel, context_of, end_of_turn_ids
@@ -47,7 +47,9 @@ class TransformersEngine:
             yield Reply(number, "", (), "too long", len(prompts[number]), 0)
         how = Sampling(sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, stop_ids=self._stops,
                        seed=sampling.seed)
-        for made in self._engine.generate([prompts[number] for number in fitting], sampling=how):
+        named = numbered(conversations)
+        for made in self._engine.generate([prompts[number] for number in fitting], sampling=how,
+                                          draws=[named[number].draw for number in fitting]):
             number = fitting[made.index]
             ids = made.ids[:-1] if made.finish == "stop" else made.ids
             yield Reply(number, str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), made.finish,

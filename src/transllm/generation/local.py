@@ -59,8 +59,11 @@ class LocalEngine:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
-                 on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
+                 on_token: Callable[[int, int], None] | None = None, draws: Sequence[int] | None = None) -> Iterator[Generated]:
         """See ``Engine.generate``.
+
+        Args:
+            draws: which of a prompt's samples each is to be, see ``Conversation.draw``. None counts equal prompts.
 
         Raises:
             ModelError: a prompt leaves no room in the model's context.
@@ -68,7 +71,7 @@ class LocalEngine:
         for number, prompt in enumerate(prompts):
             if not prompt or len(prompt) >= self._context:
                 raise ModelError(f"Prompt {number} has {len(prompt)} tokens; the model takes 1 to {self._context - 1}. Shorten it.")
-        seeds = _seeds(prompts, sampling.seed) if sampling.temperature else [0] * len(prompts)
+        seeds = _seeds(prompts, sampling.seed, draws) if sampling.temperature else [0] * len(prompts)
         # Longest first: memory peaks at the start, where it is noticed, and like lengths share a batch.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         for start in range(0, len(order), self._batch_size):
@@ -203,13 +206,14 @@ def _since(ids: Sequence[int], fresh_ids: frozenset[int]) -> set[int]:
     return set(ids[start:])
 
 
-def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+def _seeds(prompts: Sequence[Sequence[int]], seed: int, draws: Sequence[int] | None = None) -> list[int]:
     """A seed for each prompt, of what it says and of how often it was said before: not of its place or its neighbours."""
     said: Counter[bytes] = Counter()
     found = []
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts):
         ids = array("q", prompt).tobytes()
-        digest = blake2b(ids, digest_size=7, salt=said[ids].to_bytes(8, "little"), key=str(seed).encode()).digest()
+        number = said[ids] if draws is None else draws[place]
+        digest = blake2b(ids, digest_size=7, salt=number.to_bytes(8, "little"), key=str(seed).encode()).digest()
         found.append(int.from_bytes(digest, "big"))
         said[ids] += 1
     return found

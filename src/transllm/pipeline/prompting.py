@@ -127,7 +127,8 @@ def _written_by_model(context: Context, engine: ConversationEngine, counts: Coun
     for number in range(start, 10**9):
         before = counts.kept
         asked = [Conversation(speaker="user")] * settings.batch_size
-        for reply in engine.generate(asked, sampling=user_sampling(context, number)):
+        # In the order in which they were asked for: which are taken, and which a stopped run passes over, must not hang on who was faster.
+        for reply in sorted(engine.generate(asked, sampling=user_sampling(context, number)), key=lambda reply: reply.index):
             yield {"text": reply.text if reply.finish == "stop" else None, "origin": "self", "round": number}
         barren = barren + 1 if counts.kept == before else 0
         if barren >= _GIVE_UP:

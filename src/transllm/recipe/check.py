@@ -24,7 +24,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
     Looks at the recipe and at the local files it names; downloads and loads nothing.
     """
     return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_extend(recipe), *_stages(recipe),
-            *_recovery(recipe), *_bridge(recipe)]
+            *_recovery(recipe), *_bridge(recipe), *_ray(recipe)]
 
 
 def notices(recipe: Recipe) -> list[str]:
@@ -203,3 +203,13 @@ def _installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # the package that it is a part of
         return False
+
+
+def _ray(recipe: Recipe) -> Iterator[str]:
+    if recipe.recover.ray is None:
+        return
+    if not _installed("ray"):
+        yield str(MissingExtraError("ray", "ray", "recover.ray"))
+    if recipe.recover.engine.name == "auto":
+        yield ("recover.engine is 'auto', which measures this machine, but recover.ray spreads the work over others. Name an engine, or "
+               "take recover.ray out.")

@@ -128,7 +128,7 @@ class Lora(Section):
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 HARMLESS = {"checkpoint_minutes", "log_every", "batch_size", "trackers", "stop_on_spike", "attention", "compile", "url", "key_env",
-            "concurrency", "requests_a_minute", "attempts", "timeout_seconds", "cache"}
+            "concurrency", "requests_a_minute", "attempts", "timeout_seconds", "cache", "ray"}
 """Settings that change how work is done but not its result; they do not make a finished stage stale, nor a checkpoint another's."""
 
 
@@ -356,6 +356,22 @@ class EngineSettings(Section):
         return self
 
 
+class Ray(Section):
+    """Workers that answer side by side, on one machine or many (docs/many-processes.md); extra ``ray``. It changes no answer."""
+
+    workers: Count = 2
+    """Processes with an engine of their own."""
+    address: str | None = None
+    """Of a Ray cluster that runs: ``host:port``, or ``auto`` for the one that ``ray start`` began on this machine. None: one is started on
+    this machine, and ends with the stage."""
+    block: Count = 64
+    """Conversations that a worker gets at once: all that is repeated where one is killed. An engine's batch is filled from it."""
+    cpus: Count | None = None
+    """Processors of a worker, and threads of its engine. None shares out what the cluster has."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a worker; it sees no others. None: one, if the machine on which ``transllm`` is started has any."""
+
+
 class Recover(Section):
     """The original chat model answers English prompts."""
 
@@ -410,6 +426,8 @@ class Recover(Section):
     """Conversations answered at once."""
     engine: EngineSettings = EngineSettings()
     """What answers: ``transformers``, ``llamacpp``, ``vllm``, ``server`` or ``auto``, or a section with a ``name``."""
+    ray: Ray | None = None
+    """Spread conversations over the workers of a Ray cluster. None: all is answered in this process, which on one machine is as fast."""
     self_prompt_temperature: Annotated[float, Field(gt=0)] = 1.0
     """User turns are sampled: greedy would write one prompt over and over."""
 
