@@ -171,3 +171,11 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.translator == "apertium" and recipe.finetune.tokens and shutil.which("apertium") is None:
         yield ("bridge.translator is 'apertium', which is not installed. Install it and its language pair (on Debian: apt-get install "
                "apertium-eng-spa for Spanish), or set the translator to 'self'.")
+    encoder = Path(recipe.bridge.encoder).expanduser()
+    if recipe.bridge.encoder.startswith((".", "/", "~")) and not (recipe.folder / encoder).is_dir():
+        yield (f"bridge.encoder: there is no folder '{(recipe.folder / encoder).absolute()}'. Mend the path, name a hub id, or take the "
+               "run's own model: 'self'.")
+    if recipe.bridge.drop_worst == 1:
+        yield "bridge.drop_worst is 1, so every example would be dropped. A tenth is usual."
+    if recipe.bridge.round_trip and not recipe.bridge.drop_worst:
+        yield "bridge.round_trip is for bridge.drop_worst, which is 0: nothing would read it. Give that a share, or take this one out."

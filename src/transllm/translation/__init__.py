@@ -1,8 +1,11 @@
-"""Translators behind one interface."""
+"""Translators behind one interface, sentence encoders behind another, and how good a translation is."""
 
 from transllm.translation.apertium import ApertiumTranslator
+from transllm.translation.encoders import Encoder, HubEncoder, OwnEncoder, UniversalEncoder
 from transllm.translation.itself import SelfTranslator
+from transllm.translation.quality import combined, round_trip, similarities
 from transllm.translation.sentences import split_text
 from transllm.translation.translator import Translation, Translator
 
-__all__ = ["ApertiumTranslator", "SelfTranslator", "Translation", "Translator", "split_text"]
+__all__ = ["ApertiumTranslator", "Encoder", "HubEncoder", "OwnEncoder", "SelfTranslator", "Translation", "Translator", "UniversalEncoder",
+           "combined", "round_trip", "similarities", "split_text"]
