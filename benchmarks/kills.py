@@ -14,6 +14,7 @@ Prints each kill, and last one line of JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -33,7 +34,7 @@ from transllm.data.prompts import seed_prompts
 
 HERE = Path(__file__).resolve().parent
 POOL = Path("data") / "prompts" / "en_prompt_pool.jsonl.gz"
-KEPT, REJECTED = "conversations.jsonl", "rejects.jsonl"
+WRITTEN = ("conversations.jsonl", "samples.jsonl", "rejects.jsonl")
 REPLIES = "replies.jsonl"
 
 
@@ -126,8 +127,7 @@ class Sitting:
 
     def lines(self) -> int:
         """Lines that the stage has on disk, in the files that grow while it is at work."""
-        names = ("candidates", "replies") if (self.folder / REPLIES).exists() else ("candidates", "conversations", "samples")
-        return sum(path.read_bytes().count(b"\n") for name in names if (path := self.folder / f"{name}.jsonl").exists())
+        return sum(path.read_bytes().count(b"\n") for name in ("candidates.jsonl", REPLIES) if (path := self.folder / name).exists())
 
     def until(self, lines: int) -> bool:
         """Wait for so many lines; False if the command ended before."""
@@ -138,8 +138,12 @@ class Sitting:
         return self.process.poll() is None
 
     def workers(self) -> list[psutil.Process]:
-        """Its Ray workers that hold an engine."""
-        return [child for child in self._children() if child.name().startswith("ray::")]
+        """Its Ray workers that hold an engine; Ray has other helpers, without which a machine of the cluster is lost."""
+        found = []
+        for child in self._children():
+            with contextlib.suppress(psutil.Error):  # it has ended
+                found += [child] if child.name().startswith("ray::_Inside") else []
+        return found
 
     def kill(self) -> int:
         """SIGKILL the command itself; how many of the processes that it had started are there half a minute later."""
@@ -166,8 +170,9 @@ def disturb(recipe: Path, given: argparse.Namespace, *, whole: int) -> dict[str,
         begun = sitting.lines()
         until = max(moment, begun + 1)  # one burst of lines may reach past several moments; each sitting is to get on a little
         if given.ray and sitting.until(begun + (until - begun + 1) // 2) and (workers := sitting.workers()):
-            draw.choice(workers).kill()
-            counts["workers_killed"] += 1
+            with contextlib.suppress(psutil.NoSuchProcess):
+                draw.choice(workers).kill()
+                counts["workers_killed"] += 1
         if not sitting.until(until):
             sitting.process.wait()
             print(f"before line {until} the command had ended with {sitting.process.returncode}", flush=True)
@@ -199,13 +204,12 @@ def compare(mine: Path, peace: Path) -> dict[str, Any]:
                 torn += 1
     replies = Counter(row["id"] for row in read(mine, (REPLIES,)))
     found: dict[str, Any] = {"torn_lines": torn, "replies_twice": replies.total() - len(replies)}
-    for name, files in (("answers", (KEPT, REJECTED)), ("samples", ("samples.jsonl",))):
-        rows, expected = read(mine, files), read(peace, files)
-        keys, known = Counter(map(key, rows)), {key(row): row for row in expected}
-        found |= {name: len(rows), f"{name}_lost": len(known.keys() - keys.keys()), f"{name}_of_no_prompt": len(keys.keys() - known.keys()),
-                  f"{name}_twice": sum(number - 1 for number in keys.values()),
-                  f"{name}_other_text": sum(key(row) in known and row.get("answer") != known[key(row)].get("answer") for row in rows)}
-    return found
+    rows, expected = read(mine, WRITTEN), read(peace, WRITTEN)
+    keys, known = Counter(map(key, rows)), {key(row): row for row in expected}
+    return found | {
+        "answers": len(rows), "prompts": len({row["prompt"] for row in rows}), "lost": len(known.keys() - keys.keys()),
+        "of_no_prompt": len(keys.keys() - known.keys()), "twice": keys.total() - len(keys),
+        "other_text": sum(key(row) in known and row.get("answer") != known[key(row)].get("answer") for row in rows)}
 
 
 def read(folder: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -215,8 +219,8 @@ def read(folder: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def key(row: dict[str, Any]) -> str:
-    """What a reply answers: the conversation up to it."""
-    return json.dumps([row.get("system"), row.get("history"), row["prompt"]], ensure_ascii=False)
+    """What an answer answers (the conversation up to it), and which of its answers it is."""
+    return json.dumps([row["id"].rpartition("-")[2], row["system"], row["history"], row["prompt"]], ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None, *, cpus: int) -> None:
-        # Before Ray is imported: it reads them then.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported: it reads it then
         try:
             import ray
         except ModuleNotFoundError:
@@ -95,8 +93,10 @@ class Cluster:
         Raises:
             ModelError: for none.
         """
-        asked = {"CPU": cpus, "GPU": gpus}
-        seats = sum(int(min(machine.get(kind, 0.0) / amount for kind, amount in asked.items() if amount)) for machine in _machines())
+        asked, machines = {"CPU": cpus, "GPU": gpus}, _machines()
+        if not machines:
+            raise ModelError("The Ray cluster has no machine left. Run the same command again: replies so far are kept.")
+        seats = sum(int(min(machine.get(kind, 0.0) / amount for kind, amount in asked.items() if amount)) for machine in machines)
         if not seats:
             raise ModelError(f"No machine of the Ray cluster has room for a worker with {cpus} processors and {gpus:g} GPUs. "
                              "Lower recover.ray.cpus or recover.ray.gpus, or start Ray on a machine that has them.")
