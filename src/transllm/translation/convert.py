@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from transllm.errors import ModelError
-from transllm.model.load import quiet
+from transllm.model.source import quiet
 
 
 def model_folder(name: str) -> Path:
