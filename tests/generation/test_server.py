@@ -180,7 +180,7 @@ def test_an_endpoint_that_is_down(endpoint: Endpoint) -> None:
 def test_keys(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.keys = {"right"}
     monkeypatch.setenv("OPENAI_API_KEY", "another server's")
-    assert "key_env names none" in fails(endpoint)
+    assert "recover.engine.key_env" in fails(endpoint)
     monkeypatch.delenv("TINY_KEY", raising=False)
     with pytest.raises(ModelError, match=r"'TINY_KEY', which recover\.engine\.key_env names, is not set"):
         open_server(endpoint, key_env="TINY_KEY")
@@ -210,6 +210,16 @@ def test_a_conversation_that_is_too_long_is_told_and_the_others_are_answered(end
     found = {reply.index: reply for reply in open_server(endpoint).generate([ASKED[0], long], sampling=ReplySampling(4))}
     assert found[1].finish == "too long" and not found[1].text and found[1].prompt_tokens > 256
     assert found[0].tokens > 0
+
+
+def test_another_template_or_model_is_told_once(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    list(open_server(endpoint).generate(ASKED, sampling=ReplySampling(2)))
+    assert not caplog.records
+    other = (200, '{"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 99}}', {})
+    endpoint.script = [other, other]
+    list(open_server(endpoint).generate(ASKED[:2], sampling=ReplySampling(2)))
+    (record,) = caplog.records
+    assert "counts 99 tokens" in record.getMessage()
 
 
 def test_done_replies_come_before_the_error(endpoint: Endpoint) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import time
@@ -19,17 +20,20 @@ from transformers import PreTrainedTokenizerBase
 
 from transllm.errors import MissingExtraError, ModelError
 from transllm.generation.conversation import Conversation, Finish, Reply, ReplySampling, reply_seeds
-from transllm.generation.in_process import prompt_text
+from transllm.generation.in_process import prompt_ids, prompt_text
 from transllm.generation.side_by_side import side_by_side
 from transllm.recipe.schema import EngineSettings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+log = logging.getLogger(__name__)
+
 _LONGEST_PAUSE = 60.0
 _LONGEST_ASKED = 900.0  # what a server may ask for; more is an error that says so
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size", "maximum context length", "context length", "context size", "context window",
              "prompt is too long", "input is too long")
+_START_TOKENS = 1  # servers differ in whether they count the token that starts a text
 _FOR_GOOD = ("insufficient_quota", "billing_hard_limit_reached")
 
 
@@ -63,10 +67,12 @@ class ServerEngine:
         self._settings, self._model, self._url, self._tokenizer = settings, settings.model, settings.url, tokenizer
         self._key = key_of(settings)
         self._pause = pause
+        self._compared = False
         self._pace = _Pace(60 / settings.requests_a_minute if settings.requests_a_minute else 0.0)
 
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
-        """See ``ConversationEngine.generate``. Replies come as they are done; those that were done come before an error."""
+        """See ``ConversationEngine.generate``. Replies come as they are done; those that were done come before an error. Whether a
+        second call gets the same samples is the server's to keep: several round otherwise in another batch."""
         from openai import AsyncOpenAI
 
         seeds = reply_seeds(conversations, sampling.seed)
@@ -122,17 +128,30 @@ class ServerEngine:
                 return Reply(number, "", (), "too long", self._count(prompt_text(self._tokenizer(), conversation)), 0)
             raise self._status(error.status_code, said, error.response.headers, conversation) from error
         text, finish, used = _read(answer.http_response.text)
+        self._compare(conversation, used.get("prompt_tokens"))
         written = used.get("completion_tokens")
         asked = used.get("prompt_tokens")
         return Reply(number, text.strip(), (), finish, asked if isinstance(asked, int) else self._count(
             prompt_text(self._tokenizer(), conversation)), written if isinstance(written, int) else self._count(text) + (finish == "stop"))
 
+    def _compare(self, conversation: Conversation, counted: Any) -> None:
+        """Tell, once, if the server reads another prompt than the recipe's model would: it has another template, or another model."""
+        if self._compared or not isinstance(counted, int):
+            return
+        self._compared = True
+        own = len(prompt_ids(self._tokenizer(), conversation))
+        if abs(own - counted) > _START_TOKENS:
+            log.warning("The server at %s counts %d tokens in a conversation that has %d in the template of the recipe's model. It writes "
+                        "another template (a system prompt more or less), or serves another model. See that its answers are the "
+                        "original's.", self._url, counted, own)
+
     def _status(self, status: int, said: str, headers: Any, conversation: Conversation) -> Exception:
         """What a status other than 200 means."""
         where = f"The server at {self._url}"
-        named = f"the variable '{self._settings.key_env}'" if self._settings.key_env else "no key, since recover.engine.key_env names none"
         if status in (401, 403):
-            return ModelError(f"{where} refused the key ({status}: {said}) It was given {named}. Set the variable to a key that it takes.")
+            mend = (f"Set the variable '{self._settings.key_env}' to a key that it takes." if self._settings.key_env else
+                    "It was given none: name the environment variable that holds one in recover.engine.key_env.")
+            return ModelError(f"{where} refused the key ({status}: {said}) {mend}")
         if status == 404 and "model" in said.lower():
             return ModelError(f"{where} does not know the model '{self._model}' ({said}) Set recover.engine.model to a name that it serves "
                               f"(most list them at {self._url.rstrip('/')}/models).")
@@ -243,7 +262,7 @@ def _said(text: str) -> str:
         return _short(text)
     error = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(error, dict):
-        parts = [str(error[key]) for key in ("message", "detail", "code", "type") if error.get(key) not in (None, "")]
+        parts = [str(error[key]) for key in ("message", "detail", "code", "type") if isinstance(error.get(key), str) and error[key]]
         return _short(", ".join(parts) or text)
     return _short(str(error))
 
