@@ -1,0 +1,59 @@
+"""How users ask for a translation: in English, and in the languages of ``translation_requests.yaml`` in their own words too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import zip_longest
+from typing import Any, Literal
+
+import yaml
+
+from transllm.languages import Language
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Words that ask for a translation.
+
+    Attributes:
+        form: with ``{text}`` where the text goes.
+        in_english: whether it asks in English, not in the target language.
+    """
+
+    form: str
+    in_english: bool
+
+    def about(self, text: str) -> str:
+        """The request for one text. Braces in the text stay."""
+        return self.form.replace("{text}", text)
+
+
+@cache
+def requests(language: Language, to: Literal["target", "english"]) -> tuple[Request, ...]:
+    """All requests of the library, in English and in the language by turns as far as there are both; the first is in English."""
+    english = [Request(form.replace("{name}", language.name if to == "target" else "English"), True) for form in _table()["en"]["any"]]
+    own = [Request(form, False) for form in _table().get(language.code, {}).get(to, ())]
+    return tuple(one for both in zip_longest(english, own) for one in both if one is not None)
+
+
+def asks_for_translation(text: str, language: Language) -> bool:
+    """Whether a message may ask for a translation: it says so, or names one of the two languages, in English or in the language."""
+    said = text.casefold()
+    names = [*_table()["en"]["asks"], *_table().get(language.code, {}).get("asks", ())]
+    return any(name.replace("{name}", language.name).casefold() in said for name in names)
+
+
+def problems_of(forms: Sequence[str]) -> list[str]:
+    """What is wrong with requests that a recipe gives: each must hold ``{text}`` once."""
+    return [f"'{form}' holds {{text}} {form.count('{text}')} times; it must hold it once, where the text goes"
+            for form in forms if form.count("{text}") != 1]
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    table: Mapping[str, Any] = yaml.safe_load(
+        resources.files("transllm.data").joinpath("translation_requests.yaml").read_text(encoding="utf-8"))
+    return table
