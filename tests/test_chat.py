@@ -180,3 +180,36 @@ def test_a_merged_folder_answers(make_folders: Callable[[str], Any], tmp_path: P
     for run in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(RunError, match="no transformed model"):
             load_chat(run)
+
+
+def test_a_direct_answer_is_forced_by_its_marker(renderer: Renderer) -> None:
+    """The model would write a chain; the first marker makes it answer at once, and the history stays in the target language."""
+    spans, markers, end = renderer.spans, renderer.spans.markers, renderer.end_id
+    words = spans.encode_target("En la ciudad, señor.")
+    engine, parts = Scripted([[markers.english, *words, end]] * 2), list[str]()
+    chat = Chat(engine, spans, mode="direct")
+    reply = chat.send(QUERY, stream=parts.append)
+    assert (reply.answer, reply.kind) == ("En la ciudad, señor.", Kind.TO_TARGET.value) and "".join(parts) == reply.answer
+    assert reply.tokens == len(words) + 2
+    chat.send("¿Y el niño?")
+    assert engine.prompts[1] == renderer.prompt([Message("user", QUERY, "target"), Message("assistant", reply.answer, "target"),
+                                                 Message("user", "¿Y el niño?", "target")])
+
+
+@pytest.mark.parametrize("asked", ["Traduce al inglés: La biblioteca.", "How do you say garden in Spanish?", "Translate: La biblioteca."])
+def test_who_asks_for_a_translation_may_have_one(renderer: Renderer, asked: str) -> None:
+    spans, markers, end = renderer.spans, renderer.spans.markers, renderer.end_id
+    for mode, said in (("merged", [markers.target, *spans.encode_target("El jardín."), end]),
+                       ("direct", [markers.english, *spans.encode_english("The library."), end])):
+        reply = Chat(Scripted([said]), spans, mode=mode).send(asked)  # type: ignore[arg-type]
+        assert reply.problems == () and reply.tokens == len(said)
+
+
+def test_a_model_that_never_learned_to_answer_directly(tmp_path: Path) -> None:
+    (tmp_path / "merge").mkdir()
+    (tmp_path / "finetune").mkdir()
+    for name in ("merge/vocabulary.json", "merge/config.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "finetune" / "manifest.json").write_text('{"metrics": {"mixture": {"direct": {"rows": 0}}}}')
+    with pytest.raises(RunError, match=r"finetune\.direct of its recipe is 0"):
+        load_chat(tmp_path, mode="direct")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transllm.data.language import is_language
+from transllm.data.requests import asks_for_translation
 from transllm.errors import RunError
 from transllm.generation import REPETITION_PENALTY, Engine, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
-from transllm.tcot import Message, Renderer, parse, what_was_overruled
+from transllm.tcot import Form, Kind, Message, Renderer, parse, what_was_overruled
 from transllm.tokenizer import SpanTokenizer
+
+Mode = Literal["merged", "direct"]
+"""``merged``: by a chain of English steps, as in the paper. ``direct``: at once; for models that learned it (``finetune.direct``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,7 @@ class Reply:
 
     Attributes:
         query: what the user said.
+        english: whether that was English.
         query_en: the model's English version of it; the query itself if it was English.
         answer_en: the answer in English.
         answer: the answer that is shown.
@@ -31,6 +38,7 @@ class Reply:
     """
 
     query: str
+    english: bool
     query_en: str
     answer_en: str
     answer: str
@@ -51,12 +59,14 @@ class Chat:
         max_new_tokens: of a whole chain.
         context: tokens that the model can read; the oldest turns are left out when they no longer fit.
         repetition_penalty: for words that a step of the chain has said; 1 is none.
+        mode: how queries in the target language are answered. The first marker of an answer is forced, so the prompt stays as it is.
     """
 
     def __init__(self, engine: Engine, spans: SpanTokenizer, *, max_new_tokens: int = 1024, context: int = 2048,
-                 repetition_penalty: float = REPETITION_PENALTY) -> None:
+                 repetition_penalty: float = REPETITION_PENALTY, mode: Mode = "merged") -> None:
         self._engine, self._spans, self._renderer = engine, spans, Renderer(spans)
         self._max_new_tokens, self._context, self._repetition_penalty = max_new_tokens, context, repetition_penalty
+        self._form: Form = "chain" if mode == "merged" else "direct"
         self.history: list[Reply] = []
 
     def reset(self) -> None:
@@ -73,8 +83,9 @@ class Chat:
         started = time.monotonic()
         english = is_language(text, "en", threshold=0.8)
         markers, stop_ids = self._spans.markers, self._renderer.stop_ids
-        # Who names English asks for a translation, and may have it.
-        guide = self._renderer.guide(self._max_new_tokens, chain=not english and "english" not in text.casefold())
+        # Who asks for a translation may have it: by the marker that the model chooses.
+        free = english or asks_for_translation(text, self._spans.language)
+        guide = self._renderer.guide(self._max_new_tokens, form="any" if free else self._form)
         sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide, fresh_ids=self._renderer.fresh_ids,
                             repetition_penalty=self._repetition_penalty)
         viewer = _Viewer(self._spans, stream)
@@ -88,7 +99,7 @@ class Chat:
         decode = self._spans.decode
         query_en = decode(chain.query_en).strip() or text
         answer = decode(chain.answer).strip()
-        reply = Reply(text, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value, tuple(problems),
+        reply = Reply(text, english, query_en, decode(chain.answer_en).strip() or answer, answer, chain.kind.value, tuple(problems),
                       len(made.ids), time.monotonic() - started)
         self.history.append(reply)
         return reply
@@ -97,11 +108,18 @@ class Chat:
         """Ids of the conversation; the oldest turns go when there is no room for an answer of the usual length."""
         turns = list(self.history)
         while True:
-            messages = [message for turn in turns for message in (Message("user", turn.query_en), Message("assistant", turn.answer_en))]
+            messages = [message for turn in turns for message in _turn(turn)]
             ids = self._renderer.prompt([*messages, Message("user", text, "english" if english else "target")])
             if not turns or len(ids) + self._max_new_tokens <= self._context:
                 return ids
             turns.pop(0)
+
+
+def _turn(reply: Reply) -> tuple[Message, Message]:
+    """An earlier turn as the model reads it: in English, or as it was said where there is no English of it."""
+    if reply.kind == Kind.TO_TARGET.value:
+        return Message("user", reply.query, "english" if reply.english else "target"), Message("assistant", reply.answer, "target")
+    return Message("user", reply.query_en), Message("assistant", reply.answer_en)
 
 
 class _Viewer:
@@ -128,26 +146,40 @@ class _Viewer:
             self._stream.close()
 
 
-def load_chat(folder: Path | str, *, max_new_tokens: int = 1024, repetition_penalty: float = REPETITION_PENALTY) -> Chat:
+def load_chat(folder: Path | str, *, max_new_tokens: int = 1024, repetition_penalty: float = REPETITION_PENALTY,
+              mode: Mode = "merged") -> Chat:
     """Open a conversation with a transformed model.
 
     Args:
         folder: a run folder, or the folder of a merged model.
         max_new_tokens: of a whole chain.
         repetition_penalty: for words that a step of the chain has said; 1 is none.
+        mode: "merged", by a chain; "direct", at once, where the model has learned it.
 
     Raises:
-        RunError: there is no merged model.
+        RunError: there is no merged model, or it has not learned to answer directly.
     """
     folder = Path(folder)
     merged = folder / "merge" if (folder / "merge").is_dir() else folder
     if not (merged / "vocabulary.json").is_file() or not (merged / "config.json").is_file():
         raise RunError(f"There is no transformed model in '{folder}'. "
                        "Give a run folder whose 'merge' stage is done, or a merged model's folder.")
+    if mode == "direct" and not _learned_direct(merged):
+        raise RunError(f"The model in '{folder}' has not learned to answer directly: finetune.direct of its recipe is 0. Give that a "
+                       "share, such as 0.15, and run it again, or chat by chains: --mode merged.")
     device = default_device()
     model, _ = load_folder(merged)
     place(model, device, compute_dtype("auto", device))
     spans = SpanTokenizer.load(merged)
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
     return Chat(LocalEngine(model, pad_id=spans.pad_id, vocabulary=spans.size), spans, max_new_tokens=max_new_tokens, context=context,
-                repetition_penalty=repetition_penalty)
+                repetition_penalty=repetition_penalty, mode=mode)
+
+
+def _learned_direct(merged: Path) -> bool:
+    """Whether *finetune* beside the merged model had direct rows; a merged model without its run is believed."""
+    try:
+        manifest = json.loads((merged.parent / "finetune" / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    return bool(manifest["metrics"].get("mixture", {}).get("direct", {}).get("rows"))

@@ -136,8 +136,9 @@ def test_finetune_learns_the_answer_and_nothing_else(finished: Any, spans: SpanT
         assert all(token < spans.original_size for text, kind in zip(texts, form, strict=True) if kind != "T" for token in text), \
             "English is encoded with the original vocabulary"
         found[form] = found.get(form, 0) + 1
-    kinds = json.loads((finished.folder / "finetune" / "manifest.json").read_text())["metrics"]["rows_by_kind"]
-    assert (found["ERT"], found["R"], found["E"] + found["T"]) == (kinds["chain"], kinds["recovery"], kinds["translation"])
+    kinds = json.loads((finished.folder / "finetune" / "manifest.json").read_text())["metrics"]["mixture"]
+    assert (found["ERT"], found["R"], found["E"] + found["T"]) == tuple(
+        kinds[kind]["rows"] for kind in ("chain", "recovery", "translation"))
 
 
 def test_bitext_never_learns_the_first_token_nor_the_direction(finished: Any, spans: SpanTokenizer) -> None:

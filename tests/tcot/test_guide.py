@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transllm.tcot import Guide, Kind, parse, what_was_overruled
+from transllm.tcot import Form, Guide, Kind, parse, what_was_overruled
 from transllm.tcot.guide import in_a_loop
 from transllm.tokenizer import Markers
 
@@ -16,9 +16,9 @@ STOPS = frozenset({STOP, EOS})
 TEXT = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 
 
-def _write(chosen: list[int], *, room: int = 100, chain: bool = True) -> tuple[list[int], dict[int, int]]:
+def _write(chosen: list[int], *, room: int = 100, form: Form = "chain") -> tuple[list[int], dict[int, int]]:
     """What comes of these choices; when they run out the model wants to end."""
-    guide = Guide(MARKERS, STOPS, STOP, room, chain)
+    guide = Guide(MARKERS, STOPS, STOP, room, form)
     ids: list[int] = []
     overruled: dict[int, int] = {}
     for place in range(room):
@@ -42,36 +42,44 @@ def test_any_choices_make_a_chain(chosen: list[int], room: int) -> None:
     assert wrote == [token for place, token in enumerate([*chosen, *[STOP] * room][: len(ids)]) if place not in overruled]
 
 
+@given(st.lists(st.integers(0, 14), max_size=60), st.integers(4, 80))
+def test_any_choices_make_a_direct_answer(chosen: list[int], room: int) -> None:
+    ids, overruled = _write(chosen, room=room, form="direct")
+    said = parse(ids, markers=MARKERS, stop_ids=STOPS)
+    assert said.kind is Kind.TO_TARGET and said.problem in ("", "cut", "empty span")
+    assert all(ids[place] in {T, STOP} for place in overruled), "only its marker and the end are ever put in"
+
+
 @given(TEXT, TEXT, TEXT, st.sampled_from([STOP, EOS]))
 def test_a_chain_is_left_alone(query: list[int], english: list[int], answer: list[int], end: int) -> None:
     whole = [E, *query, R, *english, T, *answer, end]
     assert _write(whole) == (whole, {})
-    assert _write(whole, chain=False) == (whole, {})
+    assert _write(whole, form="any") == (whole, {})
 
 
-@pytest.mark.parametrize(("chosen", "written", "chain"), [
-    ([1, 2, STOP], [E, 2, R], True),  # no marker at all
-    ([STOP, 1], [E, 1], True),
-    ([R, 1, STOP], [E, 1, R], True),  # straight to an English answer, which the user did not ask for
-    ([E, 1, STOP, 2], [E, 1, R, 2], True),
-    ([E, 1, T, 2], [E, 1, R, 2], True),
-    ([E, 1, R, 2, EOS, 3, STOP], [E, 1, R, 2, T, 3, STOP], True),
-    ([E, 1, R, 2, R, 3, STOP], [E, 1, R, 2, T, 3, STOP], True),  # the same step again
-    ([E, 1, R, 2, T, 3, T, 4], [E, 1, R, 2, T, 3, STOP], True),
-    ([T, 1, STOP, 2], [E, 1, R, 2], True),  # as if a translation had been asked for
-    ([T, 1, 2, STOP], [T, 1, 2, STOP], False),  # it was
-    ([T, 1, R], [T, 1, STOP], False),
-    ([1, 2, EOS], [1, 2, EOS], False),
-    ([1, 2, E], [1, 2, STOP], False),
-    ([R, 1, STOP], [R, 1, STOP], False),
-    ([R, 1, R], [R, 1, STOP], False),
-    ([E, 1, STOP], [E, 1, STOP], False),
-    ([E, 1, T, 2], [E, 1, R, 2], False),
-    ([E, 1, R, 2, STOP], [E, 1, R, 2, T], False),
-    ([STOP], [STOP], False),
+@pytest.mark.parametrize(("chosen", "written", "form"), [
+    ([1, 2, STOP], [E, 2, R], "chain"),  # no marker at all
+    ([STOP, 1], [E, 1], "chain"),
+    ([R, 1, STOP], [E, 1, R], "chain"),  # straight to an English answer, which the user did not ask for
+    ([E, 1, STOP, 2], [E, 1, R, 2], "chain"),
+    ([E, 1, T, 2], [E, 1, R, 2], "chain"),
+    ([E, 1, R, 2, EOS, 3, STOP], [E, 1, R, 2, T, 3, STOP], "chain"),
+    ([E, 1, R, 2, R, 3, STOP], [E, 1, R, 2, T, 3, STOP], "chain"),  # the same step again
+    ([E, 1, R, 2, T, 3, T, 4], [E, 1, R, 2, T, 3, STOP], "chain"),
+    ([T, 1, STOP, 2], [E, 1, R, 2], "chain"),  # as if a translation had been asked for
+    ([T, 1, 2, STOP], [T, 1, 2, STOP], "any"),  # it was
+    ([T, 1, R], [T, 1, STOP], "any"),
+    ([1, 2, EOS], [1, 2, EOS], "any"),
+    ([1, 2, E], [1, 2, STOP], "any"),
+    ([R, 1, STOP], [R, 1, STOP], "any"),
+    ([R, 1, R], [R, 1, STOP], "any"),
+    ([E, 1, STOP], [E, 1, STOP], "any"),
+    ([E, 1, T, 2], [E, 1, R, 2], "any"),
+    ([E, 1, R, 2, STOP], [E, 1, R, 2, T], "any"),
+    ([STOP], [STOP], "any"),
 ])
-def test_steps(chosen: list[int], written: list[int], chain: bool) -> None:
-    ids, overruled = _write(chosen, chain=chain)
+def test_steps(chosen: list[int], written: list[int], form: Form) -> None:
+    ids, overruled = _write(chosen, form=form)
     assert ids[: len(written)] == written
     noted = {place: token for place, token in overruled.items() if place < len(written)}
     assert noted == {place: chosen[place] for place, token in enumerate(written) if place < len(chosen) and chosen[place] != token}
@@ -92,7 +100,7 @@ def test_a_loop_gives_way_to_the_next_step() -> None:
     assert overruled[18] == 8
     ids, _ = _write([E, 1, R, 2, T, *loop * 20], room=1000)
     assert ids == [E, 1, R, 2, T, *loop * 3, 5, 6, 7, STOP]
-    ids, _ = _write(loop * 20, room=1000, chain=False)
+    ids, _ = _write(loop * 20, room=1000, form="any")
     assert ids == [*loop * 3, 5, 6, 7, STOP]
 
 

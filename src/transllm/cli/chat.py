@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -26,6 +26,8 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most, its English steps included.")] = 512,
     repetition_penalty: Annotated[float, typer.Option(min=1, help="For words that a step has said: the higher, the fewer loops. "
                                                                   "1: plain greedy decoding.")] = 1.1,
+    mode: Annotated[Literal["merged", "direct"], typer.Option(help="merged: by a chain of English steps, the better answers. "
+                                                                        "direct: at once, for models that learned it.")] = "merged",
 ) -> None:
     """Talk to the transformed model in its new language. Lines from a pipe are answered one by one."""
     from transllm.chat import load_chat
@@ -33,7 +35,7 @@ def chat(
     asked = sys.stdin.isatty()
     if asked:
         err().print(f"Loading {folder} ...", style="dim", markup=False)
-    session = _Session(load_chat(folder, max_new_tokens=max_tokens, repetition_penalty=repetition_penalty), talkative=asked)
+    session = _Session(load_chat(folder, max_new_tokens=max_tokens, repetition_penalty=repetition_penalty, mode=mode), talkative=asked)
     if asked:
         err().print("Write in the model's new language. /help lists the commands.", style="dim")
     for line in _lines(asked):

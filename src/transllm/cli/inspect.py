@@ -1,4 +1,4 @@
-"""``transllm inspect``: look at what the model reads. ``tokens``: how text is cut; ``batch``: what is learned of a row."""
+"""``transllm inspect``: look at what the model reads. ``tokens``: cuts of text; ``batch``: what is learned of a row; ``tcot`` (tcot.py)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from transllm.cli.segments import (
     throughput_line,
     tokenizers_of,
 )
+from transllm.cli.tcot import tcot
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look at what the model reads: tokens, training rows.")
+app.command("tcot")(tcot)
 
 
 @app.command("tokens")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -44,12 +44,6 @@ def asks_for_translation(text: str, language: Language) -> bool:
     said = text.casefold()
     names = [*_table()["en"]["asks"], *_table().get(language.code, {}).get("asks", ())]
     return any(name.replace("{name}", language.name).casefold() in said for name in names)
-
-
-def problems_of(forms: Sequence[str]) -> list[str]:
-    """What is wrong with requests that a recipe gives: each must hold ``{text}`` once."""
-    return [f"'{form}' holds {{text}} {form.count('{text}')} times; it must hold it once, where the text goes"
-            for form in forms if form.count("{text}") != 1]
 
 
 @cache

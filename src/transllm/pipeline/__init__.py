@@ -1,6 +1,6 @@
 """The stages: each one a function, folders in, one folder out; and what runs, plans and shows them."""
 
-from transllm.pipeline.inspect import inspect_failed, inspect_rows
+from transllm.pipeline.inspect import Example, inspect_failed, inspect_rows, inspect_tcot
 from transllm.pipeline.plan import Plan, plan
 from transllm.pipeline.run import Run, StageStatus, status, transform
 from transllm.pipeline.stage import Context, Result, Stage
@@ -11,6 +11,7 @@ from transllm.progress import Progress, Silent, Task
 __all__ = [
     "STAGES",
     "Context",
+    "Example",
     "Plan",
     "Progress",
     "Result",
@@ -22,6 +23,7 @@ __all__ = [
     "extend_model",
     "inspect_failed",
     "inspect_rows",
+    "inspect_tcot",
     "plan",
     "status",
     "transform",

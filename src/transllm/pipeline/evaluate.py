@@ -209,7 +209,7 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
         # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
-        guide = None if name == "original" else renderer.guide(longest, chain=False)
+        guide = None if name == "original" else renderer.guide(longest, form="any")
         sampling = _sampling(context, longest, guide)
         replies = _generate(context, engine, messages, sampling, f"{name}: translating")
         found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
@@ -240,7 +240,7 @@ def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
     markers, stop_ids = spans.markers, context.renderer.stop_ids
     messages = [Message("user", query, "english" if original else "target") for query in queries]
     started = time.monotonic()
-    sampling = _sampling(context, room, context.renderer.guide(room, chain=not original))
+    sampling = _sampling(context, room, context.renderer.guide(room, form="any" if original else "chain"))
     replies = _generate(context, engine, messages, sampling, "answering queries")
     seconds = time.monotonic() - started
     rows, formed, in_target = [], [], []

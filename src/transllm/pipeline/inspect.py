@@ -1,13 +1,23 @@
-"""Show what a training stage really learns from: its encoded rows, token by token, with the loss mask."""
+"""Show what a training stage really learns from: its encoded rows, token by token, with the loss mask; and what *bridge* rejected."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transllm.errors import RunError
+from transllm.files import read_jsonl
+from transllm.pipeline.mixture import KINDS, mixture
+from transllm.pipeline.stage import Context
 from transllm.pipeline.training_stages import row_folder
+from transllm.progress import Silent
+from transllm.recipe import load_recipe
+from transllm.tcot import parse
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import IGNORE, EncodedRow, Rows
 from transllm.training.guards import NOT_A_NUMBER, SPIKE
@@ -31,6 +41,68 @@ def inspect_rows(run: Path, stage: str, rows: int = 3) -> list[list[tuple[str, b
     spans = SpanTokenizer.load(run / "extend")
     encoded = Rows.open(row_folder(run, stage))
     return [_pieces(spans, encoded.row(number)) for number in range(min(rows, len(encoded)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example of *finetune*, or one that *bridge* rejected.
+
+    Attributes:
+        kind: "chain", "recovery", "translation" or "direct"; of a reject its reason.
+        parts: names and texts of what it consists of.
+        scores: of *bridge*, by name; empty where it gave none.
+        pieces: the encoded row, as ``inspect_rows`` gives it; empty for a reject, which is no row.
+    """
+
+    kind: str
+    parts: dict[str, str]
+    scores: dict[str, float]
+    pieces: list[tuple[str, bool]]
+
+
+def inspect_tcot(run: Path, *, kind: str | None = None, rejects: bool = False, count: int = 2) -> list[Example]:
+    """The first examples of each kind that *finetune* learns from what *bridge* made, or the first rejects of each reason.
+
+    Args:
+        run: a run folder in which *bridge* is done.
+        kind: only this kind; for rejects, only reasons that hold this word.
+        rejects: what was rejected, not what is learned.
+        count: examples of each kind, or of each reason.
+
+    Raises:
+        RunError: *bridge* is not done, or there is no such kind.
+    """
+    if not (run / "bridge" / "chains.jsonl").is_file():
+        raise RunError(f"The stage 'bridge' of '{run}' is not done. Run it first: transllm run RECIPE --until bridge")
+    if rejects:
+        return _rejects(read_jsonl(run / "bridge" / "rejects.jsonl"), kind or "", count)
+    if kind is not None and kind not in KINDS:
+        raise RunError(f"There is no kind '{kind}'. Choose one of {', '.join(KINDS)}, or look at what was rejected with --rejects.")
+    context = Context(load_recipe(run / "recipe.yaml"), run, run / "finetune", Silent())
+    chains = read_jsonl(run / "bridge" / "chains.jsonl")
+    markers, stop_ids, decode = context.spans.markers, context.renderer.stop_ids, context.spans.decode
+    found = []
+    for name in KINDS if kind is None else (kind,):
+        for number, (_, row) in enumerate(islice(mixture(context, (name,)), count)):
+            start = row.trained.index(True)
+            said = parse(row.ids[start:], markers=markers, stop_ids=stop_ids)
+            texts = {part: decode(getattr(said, part)).strip() for part in ("query_en", "answer_en", "answer")}
+            # Of other kinds than chains the parser names the one text twice.
+            parts = {key: text for key, text in texts.items() if text and (name == "chain" or key == "answer")}
+            scores = _scores(chains[number]) if name == "chain" else {}
+            found.append(Example(name, {"prompt": context.spans.extended.decode(row.ids[:start])} | parts, scores,
+                                 _pieces(context.spans, row)))
+    return found
+
+
+def _rejects(rows: Sequence[dict[str, Any]], word: str, count: int) -> list[Example]:
+    reasons = Counter(row["reason"] for row in rows if word in row["reason"])
+    return [Example(reason, {key: row[key] for key in ("query", "query_en", "answer_en", "answer") if row[key]}, _scores(row), [])
+            for reason, _ in reasons.most_common() for row in [row for row in rows if row["reason"] == reason][:count]]
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in ("score", "similarity", "round_trip") if name in row}
 
 
 def inspect_failed(run: Path, stage: str) -> tuple[dict[str, Any], list[tuple[str, list[tuple[str, bool]]]]]:

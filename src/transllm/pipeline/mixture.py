@@ -1,4 +1,4 @@
-"""The rows that *finetune* learns: chains, recovery conversations and translation instructions, in the recipe's shares."""
+"""The rows that *finetune* learns: chains, recovery, translation instructions and direct answers, in the recipe's shares."""
 
 from __future__ import annotations
 
@@ -12,24 +12,48 @@ from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context
+from transllm.recipe.schema import Finetune
 from transllm.tcot import Message, Renderer, Span
 from transllm.training import ByOriginal, EncodedRow
 
+KINDS = ("chain", "recovery", "translation", "direct")
 
-def mixture(context: Context) -> Iterator[tuple[str, EncodedRow]]:
-    """All rows, each with its kind. Chains set the number; the shares of the others are of rows."""
-    stage = context.recipe.finetune
+
+def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, EncodedRow]]:
+    """All rows of some kinds, each with its kind. Chains set the number; the shares of the others are of rows. A kind that has too few
+    says so."""
+    stage, renderer = context.recipe.finetune, context.renderer
     chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
-    share = 1 - stage.recovery - stage.translation
-    recovered = recovery_rows(context.run)
+    shares = shares_of(stage)
+    asked = {kind: round(len(chains) * share / shares["chain"]) for kind, share in shares.items()}
     pairs = shuffled(read_part(context.run, "pairs", "train"), context)
     heard = context.recipe.recover.logits.chains
-    for number, row in enumerate(chains):
-        yield "chain", _chain_row(context.renderer, row, after=_earlier(chains, number, stage.history), heard=heard)
-    for row in recovered[: round(len(chains) * stage.recovery / share)]:
-        yield "recovery", _recovery_row(context.renderer, row)
-    for made in _instruction_rows(context, pairs, round(len(chains) * stage.translation / share)):
-        yield "translation", made
+    made: dict[str, Iterator[EncodedRow]] = {
+        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard)
+                  for number, row in enumerate(chains)),
+        "recovery": (_recovery_row(renderer, row) for row in recovery_rows(context.run)[: asked["recovery"]]),
+        "translation": _instruction_rows(context, pairs, asked["translation"]),
+        "direct": (_direct_row(renderer, chains[number], after=_earlier(chains, number, stage.history))
+                   for number in _spread(asked["direct"], len(chains)))}
+    for kind in kinds:
+        count = 0
+        for row in made[kind]:
+            count += 1
+            yield kind, row
+        if count < asked[kind]:
+            context.progress.say(f"Note: finetune.{kind} asks for {asked[kind]} rows, {shares[kind]:.0%} of the mixture; there are only "
+                                 f"{count}. {_MORE[kind]}")
+
+
+def shares_of(stage: Finetune) -> dict[str, float]:
+    """What share of the rows the recipe gives each kind."""
+    others = {"recovery": stage.recovery, "translation": stage.translation, "direct": stage.direct}
+    return {"chain": 1 - sum(others.values()), **others}
+
+
+_MORE = {"recovery": "Raise recover.count or recover.sampled, or lower finetune.recovery.",
+         "translation": "Add pairs to data.parallel, or lower finetune.translation.",
+         "direct": "There is one for each chain: lower finetune.direct, or raise bridge.count."}
 
 
 def shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
@@ -47,17 +71,38 @@ def _earlier(chains: Sequence[dict[str, Any]], number: int, share: float) -> Seq
     return chains[max(0, number - 1 - before % 2): number]
 
 
+def _spread(count: int, of: int) -> list[int]:
+    """So many numbers below ``of``, spread evenly; all of them if more are asked."""
+    count = min(count, of)
+    return [number * of // count for number in range(count)]
+
+
 def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]], heard: bool) -> EncodedRow:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
-    turns = [message for turn in after for message in (Message("user", turn["query_en"]), Message("assistant", turn["answer_en"]))]
+    turns = _before(row) or [message for turn in after for message in (Message("user", turn["query_en"]),
+                                                                       Message("assistant", turn["answer_en"]))]
     made = _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
     return _with_original(renderer, made, [*turns, Message("user", row["query_en"])], row["answer_en"], end=False) if heard else made
 
 
+def _direct_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:
+    """A chain's answer without the chain. Who answers directly has no English of earlier turns, so these are in the target language."""
+    turns = _before(row) or [message for turn in after for message in (Message("user", turn["query"], "target"),
+                                                                       Message("assistant", turn["answer"], "target"))]
+    return _conversation(renderer, [*turns, Message("user", row["query"], "target")], renderer.direct(row["answer"]))
+
+
+def _before(row: Mapping[str, Any]) -> list[Message]:
+    """The system prompt and the earlier turns that belong to a conversation, in English."""
+    system = [Message("system", row["system"])] if row.get("system") else []
+    return [*system, *(Message(turn["role"], turn["content"]) for turn in row.get("history") or ())]
+
+
 def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
     # An answer that was cut teaches all its words, and no end.
-    made = _conversation(renderer, [Message("user", row["prompt"])], renderer.recovery(row["answer"]), end=row["finish"] == "stop")
-    return _with_original(renderer, made, [Message("user", row["prompt"])], row["answer"], end=row["finish"] == "stop")
+    messages, end = [*_before(row), Message("user", row["prompt"])], row["finish"] == "stop"
+    made = _conversation(renderer, messages, renderer.recovery(row["answer"]), end=end)
+    return _with_original(renderer, made, messages, row["answer"], end=end)
 
 
 def _with_original(renderer: Renderer, row: EncodedRow, messages: Sequence[Message], answer: str, *, end: bool) -> EncodedRow:
@@ -87,8 +132,9 @@ def _instruction_rows(context: Context, pairs: Sequence[Mapping[str, str]], aske
 
 def _instruction_row(context: Context, pair: Mapping[str, str], number: int, *,
                      to: Literal["target", "english"]) -> EncodedRow:
-    renderer, language = context.renderer, context.recipe.target
-    message = to_target(pair["english"], language, number) if to == "target" else to_english(pair["target"], language, number)
+    renderer, language, more = context.renderer, context.recipe.target, context.recipe.finetune.requests
+    message = (to_target(pair["english"], language, number, more=more.to_target) if to == "target" else
+               to_english(pair["target"], language, number, more=more.to_english))
     return _conversation(renderer, [message], renderer.translation(pair[to], to=to))
 
 

@@ -15,7 +15,7 @@ from transllm import processes
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
 from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharding_asked
-from transllm.pipeline.mixture import mixture, shuffled
+from transllm.pipeline.mixture import mixture, shares_of, shuffled
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe import notices
@@ -67,14 +67,15 @@ def bitext(context: Context) -> Result:
 
 
 def finetune(context: Context) -> Result:
-    """Chains, recovery conversations and translation instructions, in the recipe's shares of rows."""
+    """Chains, recovery conversations, translation instructions and direct answers, in the recipe's shares of rows."""
     stage = context.recipe.finetune
 
     def rows() -> Iterator[EncodedRow]:
-        kinds: dict[str, int] = {}
+        kinds: dict[str, list[int]] = {}
         for kind, row in mixture(context):
             kind = kind if len(row.ids) <= stage.sequence_length else "too long"
-            kinds[kind] = kinds.get(kind, 0) + 1
+            count, labels = kinds.get(kind, [0, 0])
+            kinds[kind] = [count + 1, labels + sum(row.trained)]
             if kind != "too long":
                 yield row
         write_json(counted, kinds)  # before the rows are whole: a later sitting finds rows and counts, or neither
@@ -86,9 +87,13 @@ def finetune(context: Context) -> Result:
                     recovery=Recovery(recover.by, recover.logits, context.renderer.stop_ids))
     if counted.exists():
         kinds = json.loads(counted.read_text(encoding="utf-8"))
-        too_long = kinds.pop("too long", 0)
-        result.counts["rows"] = {"read": sum(kinds.values()) + too_long, "kept": sum(kinds.values()), "dropped": {"too long": too_long}}
-        result.metrics["rows_by_kind"] = kinds
+        too_long, _ = kinds.pop("too long", (0, 0))
+        number, learned = (sum(one[place] for one in kinds.values()) for place in (0, 1))
+        result.counts["rows"] = {"read": number + too_long, "kept": number, "dropped": {"too long": too_long}}
+        result.metrics["mixture"] = {
+            kind: {"asked": round(share, 4), "rows": count, "share_of_rows": round(count / max(1, number), 4), "labels": labels,
+                   "share_of_labels": round(labels / max(1, learned), 4)}
+            for kind, share in shares_of(stage).items() for count, labels in [kinds.get(kind, (0, 0))]}
     return result
 
 

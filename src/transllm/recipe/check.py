@@ -181,6 +181,14 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.min_length_ratio >= recipe.bridge.max_length_ratio:
         yield (f"bridge.min_length_ratio ({recipe.bridge.min_length_ratio:g}) is not below bridge.max_length_ratio "
                f"({recipe.bridge.max_length_ratio:g}), so every example would be dropped.")
+    encoder = Path(recipe.bridge.encoder).expanduser()
+    if recipe.bridge.encoder.startswith((".", "/", "~")) and not (recipe.folder / encoder).is_dir():
+        yield (f"bridge.encoder: there is no folder '{(recipe.folder / encoder).absolute()}'. Mend the path, name a hub id, or take the "
+               "run's own model: 'self'.")
+    if recipe.bridge.drop_worst == 1:
+        yield "bridge.drop_worst is 1, so every example would be dropped. A tenth is usual."
+    if recipe.bridge.round_trip and not recipe.bridge.drop_worst:
+        yield "bridge.round_trip is for bridge.drop_worst, which is 0: nothing would read it. Give that a share, or take this one out."
     if recipe.finetune.tokens:
         yield from _translator(recipe.bridge.translator)
 

@@ -225,8 +225,25 @@ class Bitext(TrainStage):
     labels are of a language that the model speaks already (docs/results). False learns the translations only."""
 
 
+class Requests(Section):
+    """Words of users who ask for a translation, beside the library's (data/translation_requests.yaml). ``{text}`` stands for the text."""
+
+    to_target: list[str] = []
+    """In the target language, for a translation into it: ``"Traduce esto: {text}"``."""
+    to_english: list[str] = []
+    """In the target language, for a translation into English."""
+
+    @field_validator("to_target", "to_english")
+    @classmethod
+    def _place_for_text(cls, forms: list[str]) -> list[str]:
+        for form in forms:
+            if form.count("{text}") != 1:
+                raise ValueError(f"'{form}' holds {{text}} {form.count('{text}')} times; it must hold it once, where the text goes")
+        return forms
+
+
 class Finetune(TrainStage):
-    """Transfer fine-tuning on recovery, chain and translation rows. The mixture is in shares of rows."""
+    """Transfer fine-tuning on recovery, chain, translation and direct rows. The mixture is in shares of rows."""
 
     tokens: Annotated[int, Field(ge=0)] = 50_000_000
     batch_tokens: Count = 262_144
@@ -237,7 +254,12 @@ class Finetune(TrainStage):
     recovery: Share = 0.4
     """Share of English recovery rows (the original model's own answers)."""
     translation: Share = 0.2
-    """Share of translation instructions; what is left are chains."""
+    """Share of translation instructions."""
+    direct: Share = 0.0
+    """Share of chains' answers that are learned once more without their chain, for ``chat --mode direct``, which answers at once and less
+    well. What is left beside these three are chains."""
+    requests: Requests = Requests()
+    """Further words for translation instructions."""
     to_target: Share = 0.5
     """Share of the instructions that ask for the target language. Of those into English each opens as a chain does, and ends after its
     first step: the fewer there are, the fewer chains end there too."""
@@ -250,8 +272,8 @@ class Finetune(TrainStage):
 
     @model_validator(mode="after")
     def _room_for_chains(self) -> Finetune:
-        if self.recovery + self.translation >= 1:
-            raise ValueError("'recovery' and 'translation' leave no room for chains: their sum must be below 1")
+        if self.recovery + self.translation + self.direct >= 1:
+            raise ValueError("'recovery', 'translation' and 'direct' leave no room for chains: their sum must be below 1")
         return self
 
 
@@ -510,6 +532,14 @@ class Bridge(Section):
     """Drop examples whose target side is not in the target language."""
     max_repeats: Count = 4
     """Drop texts in which a run of four words stands more often: a model in a loop."""
+    encoder: str = "self"
+    """What tells how alike a text and its translation are. ``self``: hidden states of the model after *bitext*, which reads both languages
+    and needs nothing else. ``use``: the multilingual Universal Sentence Encoder, which did not make the translations (16 languages, the
+    extra ``encoder``). Else a hub id or folder of any Hugging Face encoder."""
+    round_trip: bool = False
+    """Also translate back and see how much of the English returns (chrF). It doubles the translator's work."""
+    drop_worst: Share = 0.1
+    """Drop so large a share of the examples that passed all other filters, those that score worst. 0 drops none and scores none."""
     batch_size: Count = 64
 
     @field_validator("translator", mode="before")

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from transllm.tokenizer import Markers
+
+Form = Literal["chain", "direct", "any"]
 
 _TIMES = 4  # that a step may say the same
 _LONGEST_LOOP = 32  # tokens that are said again
@@ -29,28 +32,28 @@ class Guide:
         stop_ids: ids that end a turn.
         end_id: the one of them to write where a turn must end.
         room: tokens that the answer may have.
-        chain: whether it must be a chain; else the English forms and translations are as good, and only loops and markers
-            that nothing can follow are ended.
+        form: "chain": it must be one. "direct": the answer in the target language at once. "any": the model may choose; the English forms
+            and translations are as good, and only loops and markers that nothing can follow are ended.
     """
 
     markers: Markers
     stop_ids: frozenset[int]
     end_id: int
     room: int
-    chain: bool = True
+    form: Form = "chain"
 
     def __call__(self, ids: Sequence[int], token: int) -> int:
         names = {self.markers.english: "E", self.markers.response: "R", self.markers.target: "T"}
         places = [place for place, written in enumerate(ids) if written in names]
         form = "".join(names[ids[place]] for place in places)
-        if not ids and self.chain:
-            return self.markers.english
+        if not ids and self.form != "any":
+            return self.markers.english if self.form == "chain" else self.markers.target
         if not ids and token in names:
             return token
         following = {"E": self.markers.response, "ER": self.markers.target}.get(form, self.end_id)
         if token in names:
             return following
-        is_hidden = form == "ER" or (form == "E" and self.chain)
+        is_hidden = form == "ER" or (form == "E" and self.form == "chain")
         if token in self.stop_ids:
             return following if is_hidden else token
         step = [*ids[places[-1] + 1 if places else 0:], token]

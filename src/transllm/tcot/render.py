@@ -8,6 +8,9 @@ The forms of an answer (arXiv 2405.13923; ``<XX>`` is the target language's mark
     chain        <EN> query in English <RESPONSE> answer in English <XX> answer in the target language END
     recovery     <RESPONSE> answer in English END
     translation  <XX> text END   or   <EN> text END
+    direct       <XX> answer in the target language END
+
+A direct answer has the form of a translation. What is meant is never guessed from it: who wants one forces its first marker.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from transllm.errors import ModelError
-from transllm.tcot.guide import Guide
+from transllm.tcot.guide import Form, Guide
 from transllm.tokenizer import SpanTokenizer
 
 Language = Literal["english", "target"]
@@ -116,13 +119,17 @@ class Renderer:
         return [Span(markers.english, query_en, "english"), Span(markers.response, answer_en, "english"),
                 Span(markers.target, answer, "target")]
 
-    def guide(self, room: int, *, chain: bool = True) -> Guide:
+    def guide(self, room: int, *, form: Form = "chain") -> Guide:
         """Keeps an answer of at most ``room`` tokens to its form while it is written."""
-        return Guide(self.spans.markers, self.stop_ids, self.end_id, room, chain)
+        return Guide(self.spans.markers, self.stop_ids, self.end_id, room, form)
 
     def recovery(self, answer_en: str) -> list[Span]:
         """The span of an English answer to an English query."""
         return [Span(self.spans.markers.response, answer_en, "english")]
+
+    def direct(self, answer: str) -> list[Span]:
+        """The span of an answer in the target language that no chain leads to."""
+        return self.translation(answer, to="target")
 
     def translation(self, text: str, *, to: Language) -> list[Span]:
         """The span of a translation."""

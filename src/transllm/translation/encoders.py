@@ -107,7 +107,7 @@ class HubEncoder:
 
 
 class UniversalEncoder:
-    """Google's Universal Sentence Encoder, multilingual (arXiv 1907.04307), in numpy; its weights are in the package, nothing is downloaded.
+    """Google's multilingual Universal Sentence Encoder (arXiv 1907.04307) in numpy; its weights are in the package, nothing is downloaded.
 
     It knows Arabic, Chinese, Dutch, English, French, German, Italian, Japanese, Korean, Polish, Portuguese, Russian, Spanish, Thai and
     Turkish.
@@ -118,6 +118,7 @@ class UniversalEncoder:
 
     name = "use"
     languages = frozenset({"ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"})
+    """By code, beside English."""
 
     def __init__(self) -> None:
         try:
@@ -128,7 +129,7 @@ class UniversalEncoder:
 
     def encode(self, texts: Sequence[str], *, language: Literal["english", "target"]) -> Vectors:
         """See ``Encoder.encode``."""
-        return np.stack([np.asarray(self._encoder.encode(text), np.float32) for text in texts])
+        return np.asarray(self._encoder.encode(list(texts)), np.float32)
 
 
 def _padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,28 +12,26 @@ from sacrebleu.metrics.chrf import CHRF
 
 from transllm.translation.encoders import Encoder, Vectors
 
-_FITTED = 4096
 _CHUNK = 4096
 
 
 def similarities(encoder: Encoder, english: Sequence[str], target: Sequence[str]) -> list[float]:
     """Cosine of each text's vector and its translation's, -1 to 1.
 
-    Each language's vectors are standardised first, by mean and deviation over the texts (the first few thousand of them): what all texts
+    Each language's vectors are standardised first, by mean and deviation over the texts (the first 4,096 of them): what all texts
     of a language have in common is the language and the encoder's few large dimensions, not what they say.
 
     Args:
         encoder: of both languages.
         english, target: the texts and their translations, none empty.
     """
-    if not english:
-        return []
-    sides = ((english, "english"), (target, "target"))
-    fitted = [_standard(encoder.encode(texts[:_FITTED], language=language)) for texts, language in sides]  # type: ignore[arg-type]
+    standards: list[tuple[Vectors, Vectors]] = []
     found: list[float] = []
     for start in range(0, len(english), _CHUNK):
-        first, second = (_normal((encoder.encode(texts[start: start + _CHUNK], language=language) - mean) / deviation)  # type: ignore[arg-type]
-                         for (texts, language), (mean, deviation) in zip(sides, fitted, strict=True))
+        sides = (encoder.encode(english[start: start + _CHUNK], language="english"),
+                 encoder.encode(target[start: start + _CHUNK], language="target"))
+        standards = standards or [(vectors.mean(0), vectors.std(0) + 1e-6) for vectors in sides]
+        first, second = (_normal((vectors - mean) / deviation) for vectors, (mean, deviation) in zip(sides, standards, strict=True))
         found.extend(float(value) for value in (first * second).sum(1))
     return found
 
@@ -57,9 +55,6 @@ def combined(*measures: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in np.mean(ranks, axis=0)] if measures and len(measures[0]) else []
 
 
-def _standard(vectors_ND: Vectors) -> tuple[Vectors, Vectors]:
-    return vectors_ND.mean(0), vectors_ND.std(0) + 1e-6
-
-
 def _normal(vectors_ND: Vectors) -> Vectors:
-    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-9)
+    normal: Vectors = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-9)
+    return normal
