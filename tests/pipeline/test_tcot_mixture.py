@@ -47,12 +47,10 @@ def made(home: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
                          "micro_tokens": 256, "batch_tokens": 256, "requests": {"to_target": ["Pon esto en cristiano: {text}"]}})
     recipe = load_recipe(mine.recipe)
     run = transform(recipe, runs=folder / "runs", until="recover").folder
-    file = run / "recover" / "conversations.jsonl"
-    rows = _lines(file)
-    for number, row in enumerate(rows):
-        if number % 3 == 0 and not row["held_out"]:
-            row |= {"history": HISTORY, "system": "Be brief."}
-    _write(file, rows)
+    later = {row["prompt"] for row in _lines(run / "recover" / "conversations.jsonl")[::3]}
+    for name in ("conversations", "samples"):
+        file = run / "recover" / f"{name}.jsonl"
+        _write(file, [row | ({"history": HISTORY, "system": "Be brief."} if row["prompt"] in later else {}) for row in _lines(file)])
     return transform(recipe, runs=folder / "runs", until="finetune").folder
 
 
