@@ -20,9 +20,9 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,10 +33,26 @@ from transllm.pipeline.translators import make_translator, open_encoder
 from transllm.progress import Silent
 from transllm.recipe import load_recipe
 from transllm.translation import Encoder, combined, round_trip, similarities
+from transllm.translation.encoders import Vectors
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 EXAMPLES = 40
 VERDICTS = ("ok", "minor", "wrong", "nonsense")
+
+
+class Remembering:
+    """An encoder that reads each text once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.name, self._encoder = encoder.name, encoder
+        self._known: dict[tuple[str, str], Any] = {}
+
+    def encode(self, texts: Sequence[str], *, language: Literal["english", "target"]) -> Vectors:
+        """See ``Encoder.encode``."""
+        new = [text for text in dict.fromkeys(texts) if (text, language) not in self._known]
+        if new:
+            self._known |= {(text, language): vector for text, vector in zip(new, self._encoder.encode(new, language=language), strict=True)}
+        return np.stack([self._known[text, language] for text in texts])
 
 
 def context_of(run: Path, folder: Path, **bridge_settings: Any) -> Context:
@@ -84,7 +100,7 @@ def translated(run: Path, work: Path, translator: str, pairs: Sequence[tuple[str
     return [row for row in read_jsonl(file) if row["made"]]
 
 
-def scores(rows: Sequence[dict[str, str]], encoders: dict[str, Encoder]) -> dict[str, Any]:
+def scores(rows: Sequence[dict[str, str]], encoders: Mapping[str, Encoder]) -> dict[str, Any]:
     """chrF to the reference of what each score keeps and drops, and the rank correlation of score and chrF."""
     english, made, reference = ([row[key] for row in rows] for key in ("english", "made", "reference"))
     right = np.array(round_trip(reference, made))
@@ -146,7 +162,7 @@ def main() -> None:
     asked = parser.parse_args()
     lines = asked.pairs.read_text(encoding="utf-8").splitlines()
     pairs = [(english, target) for english, target in (line.split("\t")[:2] for line in lines)]
-    encoders = {name: open_encoder(context_of(asked.run, asked.work, encoder=name)) for name in asked.encoders}
+    encoders = {name: Remembering(open_encoder(context_of(asked.run, asked.work, encoder=name))) for name in asked.encoders}
     figures: dict[str, Any] = {"encoders": {name: separation(encoder, pairs[: -asked.sentences]) for name, encoder in encoders.items()}}
     print(json.dumps(figures, indent=1), flush=True)
     for name in asked.translators:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -30,6 +31,10 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], *, language: Literal["english", "target"]) -> Vectors:
         """Vectors of the texts, in order, not normalised. (N, D)"""
         ...
+
+
+class _Reached(Exception):
+    """The layer whose states are wanted has written them."""
 
 
 class OwnEncoder:
@@ -66,10 +71,12 @@ class OwnEncoder:
 
         def keep(_: nn.Module, __: Any, output: Any) -> None:
             found.append(output if isinstance(output, Tensor) else output[0])
+            raise _Reached  # the layers above would compute for nothing
 
         hook = self._layer.register_forward_hook(keep)
         try:
-            self._model.get_decoder()(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+            with contextlib.suppress(_Reached):
+                self._model.get_decoder()(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         finally:
             hook.remove()
         weights_BT = mask_BT * torch.arange(ids_BT.shape[1], device=ids_BT.device)  # the marker, at place 0, says the language only
