@@ -51,7 +51,8 @@ class Remembering:
         """See ``Encoder.encode``."""
         new = [text for text in dict.fromkeys(texts) if (text, language) not in self._known]
         if new:
-            self._known |= {(text, language): vector for text, vector in zip(new, self._encoder.encode(new, language=language), strict=True)}
+            vectors = self._encoder.encode(new, language=language)
+            self._known |= {(text, language): vector for text, vector in zip(new, vectors, strict=True)}
         return np.stack([self._known[text, language] for text in texts])
 
 
