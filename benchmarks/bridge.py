@@ -28,8 +28,9 @@ import numpy as np
 
 from transllm.files import read_jsonl, write_json, write_text
 from transllm.pipeline.bridge import bridge
+from transllm.pipeline.encoder import open_encoder
 from transllm.pipeline.stage import Context
-from transllm.pipeline.translators import make_translator, open_encoder
+from transllm.pipeline.translators import make_translator
 from transllm.progress import Silent
 from transllm.recipe import load_recipe
 from transllm.translation import Encoder, combined, round_trip, similarities

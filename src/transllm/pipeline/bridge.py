@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from transllm.data.language import is_language
@@ -69,8 +70,7 @@ def _translate(context: Context, usable: Sequence[dict[str, Any]]) -> None:
     waiting = [row for row in map(_chain, usable) if _key(row) not in known]
     if not waiting:
         return
-    translator = make_translator(context)
-    with JsonLines(file) as lines:
+    with closing(make_translator(context)) as translator, JsonLines(file) as lines:
         for start in range(0, len(waiting), settings.batch_size):
             chunk = waiting[start: start + settings.batch_size]
             label = f"translating {len(done) + start + len(chunk)} of {len(usable)}"

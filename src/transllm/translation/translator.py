@@ -42,6 +42,10 @@ class Translator(Protocol):
         """Translate texts of any length, in order. Line breaks stay where they are."""
         ...
 
+    def close(self) -> None:
+        """Give back memory, processes and connections."""
+        ...
+
 
 class SentenceTranslator(Protocol):
     """What a kind of translator brings.
