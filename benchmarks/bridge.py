@@ -28,8 +28,9 @@ import numpy as np
 
 from transllm.files import read_jsonl, write_json, write_text
 from transllm.pipeline.bridge import bridge
+from transllm.pipeline.encoder import open_encoder
 from transllm.pipeline.stage import Context
-from transllm.pipeline.translators import make_translator, open_encoder
+from transllm.pipeline.translators import make_translator
 from transllm.progress import Silent
 from transllm.recipe import load_recipe
 from transllm.translation import Encoder, combined, round_trip, similarities
@@ -102,7 +103,7 @@ def translated(run: Path, work: Path, translator: str, pairs: Sequence[tuple[str
 
 
 def scores(rows: Sequence[dict[str, str]], encoders: Mapping[str, Encoder]) -> dict[str, Any]:
-    """chrF to the reference of what each score keeps and drops, and the rank correlation of score and chrF."""
+    """chrF to the reference of what each score keeps and drops, the rank correlation of score and chrF, and chrF to another's reference."""
     english, made, reference = ([row[key] for row in rows] for key in ("english", "made", "reference"))
     right = np.array(round_trip(reference, made))
     back = round_trip(english, [row["back"] for row in rows])
@@ -110,7 +111,8 @@ def scores(rows: Sequence[dict[str, str]], encoders: Mapping[str, Encoder]) -> d
     for name, encoder in encoders.items():
         measures[name] = similarities(encoder, english, made)
         measures[f"{name} and round trip"] = combined(measures[name], back)
-    found: dict[str, Any] = {"sentences": len(rows), "chrf": round(float(right.mean()), 1), "round_trip": round(float(np.mean(back)), 1)}
+    found: dict[str, Any] = {"sentences": len(rows), "chrf": round(float(right.mean()), 1), "round_trip": round(float(np.mean(back)), 1),
+                             "chrf_of_others": round(float(np.mean(round_trip(reference[1:] + reference[:1], made))), 1)}
     for name, values in measures.items():
         order = np.argsort(values, kind="stable")
         cut = {f"{share:.0%}": [round(float(right[part].mean()), 1) for part in (order[round(share * len(order)):],

@@ -11,6 +11,7 @@ from typing import Any
 from transllm.data.language import is_language
 from transllm.errors import DataError
 from transllm.files import JsonLines, read_jsonl, write_text
+from transllm.pipeline.encoder import open_encoder
 from transllm.pipeline.recover import conversations_to_train_on, count_rejects
 from transllm.pipeline.stage import Context, Result
 from transllm.pipeline.translators import make_translator, open_encoder
@@ -24,6 +25,7 @@ _WORST = "among the worst by score"
 _REMEDIES = (  # by what a reason says
     ("answer cut", "Raise recover.max_new_tokens, or set bridge.cut_answers to 'trim'."),
     ("empty answer", "Look at recover/conversations.jsonl: the original model says nothing."),
+    ("structure", "Choose another bridge.translator; what was lost is in bridge/translated.jsonl."),
     ("translation", "The translator finds no end or no words: give bitext more tokens, or choose another bridge.translator."),
     ("language", "Give bitext more tokens, choose another bridge.translator, or set bridge.check_language to false."),
     ("length", "Widen bridge.min_length_ratio and bridge.max_length_ratio."),
@@ -54,7 +56,7 @@ def bridge(context: Context) -> Result:
         raise DataError(_nothing_left(counts["dropped"]))
     for name, wanted in (("chains", True), ("rejects", False)):
         chosen = [row for row in checked if (not row["reason"]) is wanted]
-        hidden = {"cut", "back", *(("reason", "lost") if wanted else ())}
+        hidden = {"cut", "lost", "back", *(("reason",) if wanted else ())}
         write_text(context.folder / f"{name}.jsonl", "".join(
             json.dumps({key: value for key, value in row.items() if key not in hidden}, ensure_ascii=False) + "\n" for row in chosen))
     return Result(counts={"chains": counts}, metrics={"translator": settings.translator.name} | _figures(checked, settings))
@@ -154,8 +156,8 @@ def _reason(row: dict[str, Any], settings: Bridge, code: str) -> str:
     """Why a translated example is no good; empty if it is."""
     if row["cut"]:
         return "translation cut"
-    if row["lost"]:
-        return "structure lost"
+    if row.get("lost"):
+        return "structure lost in translation"
     for key in ("query", "answer"):
         text, source = row[key], row[f"{key}_en"]
         if not text:

@@ -80,18 +80,18 @@ def inspect_tcot(run: Path, *, kind: str | None = None, rejects: bool = False, c
         raise RunError(f"There is no kind '{kind}'. Choose one of {', '.join(KINDS)}, or look at what was rejected with --rejects.")
     context = Context(load_recipe(run / "recipe.yaml"), run, run / "finetune", Silent())
     chains = read_jsonl(run / "bridge" / "chains.jsonl")
-    markers, stop_ids, decode = context.spans.markers, context.renderer.stop_ids, context.spans.decode
+    spans, stop_ids = context.spans, context.renderer.stop_ids
     found = []
     for name in KINDS if kind is None else (kind,):
         for number, (_, row) in enumerate(islice(mixture(context, (name,)), count)):
             start = row.trained.index(True)
-            said = parse(row.ids[start:], markers=markers, stop_ids=stop_ids)
-            texts = {part: decode(getattr(said, part)).strip() for part in ("query_en", "answer_en", "answer")}
+            said = parse(row.ids[start:], markers=spans.markers, stop_ids=stop_ids)
+            texts = {part: spans.decode(getattr(said, part)).strip() for part in ("query_en", "answer_en", "answer")}
             # Of other kinds than chains the parser names the one text twice.
             parts = {key: text for key, text in texts.items() if text and (name == "chain" or key == "answer")}
             scores = _scores(chains[number]) if name == "chain" else {}
-            found.append(Example(name, {"prompt": str(context.spans.extended.decode(list(row.ids[:start])))} | parts, scores,
-                                 _pieces(context.spans, row)))
+            found.append(Example(name, {"prompt": str(spans.extended.decode(list(row.ids[:start])))} | parts, scores,
+                                 _pieces(spans, row)))
     return found
 
 

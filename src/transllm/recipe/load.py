@@ -135,6 +135,9 @@ def _map_paths(data: dict[str, Any], folder: Path, change: Callable[[Path], str]
         # A brace: the template itself, not its file. It may be longer than a name can be.
         if isinstance(value, str) and value and "{" not in value and (folder / Path(value).expanduser()).exists():
             data["model"][key] = change(Path(value).expanduser())
+    encoder = data["bridge"]["encoder"]
+    if encoder not in ("self", "use") and (folder / Path(encoder).expanduser()).exists():
+        data["bridge"]["encoder"] = change(Path(encoder).expanduser())
     translator = data["bridge"]["translator"]
     for key in ("model", "to_english"):
         if translator["name"] == "ctranslate2" and key in translator and (folder / Path(translator[key]).expanduser()).exists():

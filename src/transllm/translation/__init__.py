@@ -11,5 +11,5 @@ from transllm.translation.structure import TextTranslator
 from transllm.translation.translator import SentenceTranslator, Translation, Translator
 
 __all__ = ["ApertiumTranslator", "Encoder", "HubEncoder", "OwnEncoder", "SelfTranslator", "SentenceTranslator", "TextTranslator",
-           "Translation", "TranslationCache", "Translator", "UniversalEncoder", "combined", "lost_structure", "round_trip",
-           "similarities", "split_text"]
+           "Translation", "TranslationCache", "Translator", "UniversalEncoder", "combined", "lost_structure", "round_trip", "similarities",
+           "split_text"]
