@@ -14,7 +14,8 @@ import transllm.pipeline.recover as stage
 from transllm import load_recipe
 from transllm.data.prompts import seed_prompts
 from transllm.errors import DataError
-from transllm.generation import Conversation, ConversationEngine, Reply, ReplySampling
+from transllm.generation import Conversation, Reply, ReplySampling
+from transllm.pipeline.engine import ChosenEngine
 from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context, begin, execute
 from transllm.pipeline.stages import STAGES
@@ -31,8 +32,9 @@ class Stopped:
 
     name = "stopped"
 
-    def __init__(self, engine: ConversationEngine, left: int, asked: list[Conversation]) -> None:
+    def __init__(self, engine: ChosenEngine, left: int, asked: list[Conversation]) -> None:
         self._engine, self._left, self._asked = engine, left, asked
+        self.choice = engine.choice
 
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
         for reply in self._engine.generate(conversations, sampling=sampling):
@@ -135,14 +137,14 @@ def test_the_manifest_counts_all(folder: Path, rows: list[dict[str, Any]]) -> No
 def test_interrupted_at_any_reply_nothing_is_lost_or_said_twice(folder: Path, home: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                 after: int) -> None:
     asked: list[Conversation] = []
-    opened = stage.open_engine
+    opened = stage.engine_of
 
-    def opens(context: Context) -> ConversationEngine:
+    def opens(context: Context) -> Stopped:
         return Stopped(opened(context), lefts.pop(0), asked)
 
     recipe = _recipe(home, tmp_path / "home")
     lefts = [after, 7, 10**9]
-    monkeypatch.setattr(stage, "open_engine", opens)
+    monkeypatch.setattr(stage, "engine_of", opens)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             _run(recipe, tmp_path / "run")

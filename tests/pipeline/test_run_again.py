@@ -230,12 +230,12 @@ def test_stages_of_no_tokens_are_skipped(home: Any, tmp_path: Path) -> None:
 
 def test_no_chains(home: Any, tmp_path: Path) -> None:
     """All translations are refused: without fine-tuning that is no error, with it there is nothing to learn from."""
-    from transllm import TrainingError
+    from transllm import DataError
 
     nothing = ["pretrain.tokens=0", "bitext.tokens=0", "bridge.min_length_ratio=9999", "recover.count=2", "evaluate.answers=2"]
-    with pytest.raises(TrainingError, match="no row to train on"):
+    with pytest.raises(DataError, match="No example is left"):
         transform(load_recipe(home.recipe, overrides=nothing), runs=tmp_path)
     noted = Noted()
     done = transform(load_recipe(home.recipe, overrides=[*nothing, "finetune.tokens=0"]), runs=tmp_path, progress=noted)
-    assert noted.stages == ["finetune", "merge", "evaluate"] and done.metrics is not None
+    assert noted.stages == ["bridge", "finetune", "merge", "evaluate"] and done.metrics is not None
     assert done.metrics.stages["merge"].kl_to_original is not None

@@ -133,8 +133,8 @@ def test_samples_are_second_answers_to_prompts_that_are_not_held_out(finished: A
 def test_chains_are_made_of_conversations_that_are_not_held_out(finished: Any) -> None:
     held = {row["prompt"]: row["held_out"] for row in _lines(finished.folder / "recover" / "conversations.jsonl")}
     chains, rejects = (_lines(finished.folder / "bridge" / f"{name}.jsonl") for name in ("chains", "rejects"))
-    assert chains and all(row.keys() == {"query", "query_en", "answer_en", "answer"} for row in chains)
-    assert all(row.keys() == {"query", "query_en", "answer_en", "answer", "reason"} and row["reason"] for row in rejects)
+    assert chains and all(row.keys() >= {"query", "query_en", "answer_en", "answer"} for row in chains)
+    assert all(row.keys() >= {"query", "query_en", "answer_en", "answer", "reason"} and row["reason"] for row in rejects)
     assert not any(held[row["query_en"]] for row in chains + rejects)
     counts = _json(finished.folder / "bridge" / "manifest.json")["counts"]["chains"]
     assert (counts["kept"], counts["read"]) == (len(chains), 15)

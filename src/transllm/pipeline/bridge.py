@@ -14,7 +14,7 @@ from transllm.files import JsonLines, read_jsonl, write_text
 from transllm.pipeline.encoder import open_encoder
 from transllm.pipeline.recover import conversations_to_train_on, count_rejects
 from transllm.pipeline.stage import Context, Result
-from transllm.pipeline.translators import make_translator, open_encoder
+from transllm.pipeline.translators import make_translator
 from transllm.recipe.schema import Bridge
 from transllm.translation import Translator, combined, round_trip, similarities
 
@@ -52,7 +52,7 @@ def bridge(context: Context) -> Result:
         _score(context, [row for row in checked if not row["reason"]])
     checked = early + checked
     counts = count_rejects(checked)
-    if not counts["kept"]:
+    if not counts["kept"] and context.recipe.finetune.tokens:  # without fine-tuning nobody needs them
         raise DataError(_nothing_left(counts["dropped"]))
     for name, wanted in (("chains", True), ("rejects", False)):
         chosen = [row for row in checked if (not row["reason"]) is wanted]
