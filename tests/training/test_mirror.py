@@ -149,6 +149,7 @@ def test_the_step_is_that_of_the_plain_losses(moved: Adapted, rows: Rows, tiny_s
             own = log_q[places[1:], :size].log_softmax(-1)
             kl = F.kl_div(own, log_p, log_target=True, reduction="sum") if divergence == "forward" else F.kl_div(
                 log_p, own, log_target=True, reduction="sum")
+            kl = kl - log_q[places[1:], :size].logsumexp(-1).sum()  # what strays to new tokens
             total = total + 0.7 * kl + (nats.sum() if by == "both" else nats[0])
         else:
             total = total + nats.sum()

@@ -133,8 +133,10 @@ def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish
               share: float = 0.5) -> Tensor:
     """Sum over places of the divergence between the original model's distribution and the student's, in nats.
 
-    Both are distributions over the original vocabulary: the student's logits are cut to it and normalised anew, so what it gives to new
-    tokens is neither asked for nor punished. Of the original P and the student Q:
+    Both are distributions over the original vocabulary: the student's logits are cut to it and normalised anew. To that comes what the
+    student gives to new tokens where the original speaks: minus the logarithm of the rest. Without it a student that would rather write a
+    marker than a word is told nothing (two thirds of a demo's chains were left without an English answer). The sum of a forward KL and this
+    is the KL over the whole vocabulary. Of the original P and the student Q:
 
     - ``forward``: KL(P||Q). The student covers all that the original says.
     - ``reverse``: KL(Q||P). The student says nothing that the original does not.
@@ -162,9 +164,30 @@ def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish
     def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
         with torch.no_grad():
             wanted_nV = finish(original(teacher_ND[part].detach()))
-        return _divergence(logits_nV, wanted_nV, kind=kind, temperature=temperature, share=share, gradient=gradient)
+        old = slice(0, wanted_nV.shape[-1])
+        nats = _divergence(logits_nV[:, old], wanted_nV, kind=kind, temperature=temperature, share=share,
+                           gradient=None if gradient is None else gradient[:, old])
+        return nats + _strayed(logits_nV, old.stop, gradient=gradient)
 
-    return _summed(student_ND, measure, head=head, project=lambda chunk: finish(head.original(chunk)))
+    return _summed(student_ND, measure, head=head, project=lambda chunk: finish(head(chunk)))
+
+
+def _strayed(logits_nV: Tensor, size: int, *, gradient: Tensor | None) -> Tensor:
+    """Sum of minus the logarithms of the probability of the first ``size`` tokens. With q the probabilities among these and m that of all
+    others, the gradient is ``-m q`` there and the probability itself elsewhere; it is added to, or written into, ``gradient``."""
+    dtype = torch.promote_types(logits_nV.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=logits_nV.device)
+    rows = _CACHED_ROWS if logits_nV.device.type == "cpu" else max(1, len(logits_nV))
+    for start in range(0, len(logits_nV) if logits_nV.shape[-1] > size else 0, rows):
+        part = slice(start, start + rows)
+        old, new = logits_nV[part, :size].to(dtype), logits_nV[part, size:].to(dtype)
+        of_old, of_new = old.logsumexp(-1, keepdim=True), new.logsumexp(-1, keepdim=True)
+        of_all = torch.logaddexp(of_old, of_new)
+        total += (of_all - of_old).sum()
+        if gradient is not None:
+            gradient[part, :size] -= ((old - of_old).exp_().mul_((of_new - of_all).exp())).to(gradient.dtype)
+            gradient[part, size:] = (new - of_all).exp_().to(gradient.dtype)
+    return total
 
 
 def _divergence(student_nV: Tensor, teacher_nV: Tensor, *, kind: Divergence, temperature: float, share: float,
