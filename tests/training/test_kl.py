@@ -22,7 +22,8 @@ KINDS: list[Divergence] = ["forward", "reverse", "mixed"]
 FINISHES = [{}, {"final_logit_softcapping": 2.0}, {"logit_scale": 0.5}]
 
 
-def _case(*, train_old: bool = False, dtype: torch.dtype = torch.float64, new: int = NEW) -> tuple[Tensor, Tensor, Tensor, SplitHead, nn.Linear]:
+def _case(*, train_old: bool = False, dtype: torch.dtype = torch.float64,
+          new: int = NEW) -> tuple[Tensor, Tensor, Tensor, SplitHead, nn.Linear]:
     draw = torch.Generator().manual_seed(1)
     student = torch.randn(T, D, generator=draw, dtype=dtype)
     teacher = student + 0.5 * torch.randn(T, D, generator=draw, dtype=dtype)
