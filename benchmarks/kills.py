@@ -146,11 +146,11 @@ class Sitting:
         return found
 
     def kill(self) -> int:
-        """SIGKILL the command itself; how many of the processes that it had started are there half a minute later."""
+        """SIGKILL the command itself; how many of the processes that it had started are there two minutes later."""
         children = self._children()
         self.process.kill()
         self.process.wait()
-        _, alive = psutil.wait_procs(children, timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=120)
         for child in alive:
             child.kill()
         return len(alive)
