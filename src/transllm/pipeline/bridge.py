@@ -14,7 +14,7 @@ from transllm.files import JsonLines, read_jsonl, write_text
 from transllm.pipeline.encoder import open_encoder
 from transllm.pipeline.recover import conversations_to_train_on, count_rejects
 from transllm.pipeline.stage import Context, Result
-from transllm.pipeline.translators import make_translator, open_encoder
+from transllm.pipeline.translators import make_translator
 from transllm.recipe.schema import Bridge
 from transllm.translation import Translator, combined, round_trip, similarities
 

@@ -1,11 +1,10 @@
-"""The translator and the sentence encoder that a recipe names, opened: what *bridge* translates and scores with."""
+"""The translator that a recipe names, opened: what *bridge* translates with."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from transllm.data.package import default_cache
-from transllm.errors import ModelError
 from transllm.generation import ConversationEngine, LocalEngine
 from transllm.generation.server import ServerEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
@@ -13,18 +12,7 @@ from transllm.model.saved import adapter_digest
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context
 from transllm.recipe.schema import EngineSettings
-from transllm.translation import (
-    ApertiumTranslator,
-    Encoder,
-    HubEncoder,
-    OwnEncoder,
-    SelfTranslator,
-    SentenceTranslator,
-    TextTranslator,
-    TranslationCache,
-    Translator,
-    UniversalEncoder,
-)
+from transllm.translation import ApertiumTranslator, SelfTranslator, SentenceTranslator, TextTranslator, TranslationCache, Translator
 from transllm.translation.deepl import DeepLTranslator
 from transllm.translation.google import GoogleTranslator
 from transllm.translation.llm import LLMTranslator
@@ -104,24 +92,3 @@ def _expansion(context: Context) -> float:
     english, target = (sum(map(len, encode([pair[side] for pair in pairs]))) for encode, side in (
         (context.spans.encode_english_batch, "english"), (context.spans.encode_target_batch, "target")))
     return target / english if english else 4.0
-
-
-def open_encoder(context: Context) -> Encoder:
-    """The sentence encoder that the recipe names.
-
-    Raises:
-        ModelError: there is none of this name.
-        MissingExtraError: its package is not installed.
-    """
-    name = context.recipe.bridge.encoder
-    if name == "use":
-        if context.recipe.target.code not in UniversalEncoder.languages:
-            raise ModelError(f"The encoder 'use' of bridge.encoder does not know {context.recipe.target.name}. Take the run's own model: "
-                             "'self', or name an encoder that does.")
-        return UniversalEncoder()
-    if name != "self":
-        folder = context.recipe.folder / Path(name).expanduser()
-        return HubEncoder(str(folder) if folder.is_dir() else name)
-    device = default_device()
-    model, _ = load_merged(context.run / "extend", context.run / "bitext", dtype=compute_dtype(context.recipe.training.precision, device))
-    return OwnEncoder(place(model, device), context.spans)
