@@ -74,7 +74,7 @@ def _text(path: Path, model: str, language: Language, known: bool, parallel: Seq
         "recover: {count: 52_000, prompts: [seed, self]}  # or add {hub: tatsu-lab/alpaca, columns: [instruction]}",
         "bridge: {translator: self}  # apertium: rule-based, where it is installed",
         "finetune: {tokens: 50_000_000}",
-        "# For a large model: training: {gradient_checkpointing: true}. All keys and their reasons: src/transllm/recipe/schema.py",
+        "# For a large model: training: {gradient_checkpointing: true}. All keys and their reasons: src/transllm/recipe",
     ]
     return "\n".join(lines) + "\n"
 
