@@ -55,6 +55,25 @@ def test_greedy_is_one_at_a_time(make_chat_model: Make, greedy: Callable[[str], 
     assert {one.finish for one in found} == {"length"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_all_prompts_begin_with_is_read_once(make_chat_model: Make, kind: str) -> None:
+    """Not where layers look back over so many places: places that pad would be among them."""
+    model = make_chat_model(kind)
+    head = list(range(20, 40))
+    prompts = [head + prompt for prompt in _prompts()] + [[*head[:15], 7]]
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, given: read.append(given[0].numel()))
+    together = _all(LocalEngine(model, pad_id=0), prompts, Sampling(NEW))
+    first = read[:2]
+    read.clear()
+    alone = [_all(LocalEngine(model, pad_id=0), [prompt], Sampling(NEW))[0].ids for prompt in prompts]
+    hook.remove()
+    assert [one.ids for one in together] == alone
+    assert first == [15, len(prompts) * 45] if kind in ("tied", "padded") else first[0] == len(prompts) * 60
+    same = _all(LocalEngine(model, pad_id=0), [head, head], Sampling(NEW))  # nothing is left but the last token
+    assert same[0].ids == same[1].ids == _all(LocalEngine(model, pad_id=0), [head], Sampling(NEW))[0].ids
+
+
 @pytest.mark.parametrize("kind", ["tied", "padded", "sliding"])
 def test_stop_ids_end_rows_and_the_others_go_on(make_chat_model: Make, greedy: Callable[[str], list[list[int]]], kind: str) -> None:
     expected = greedy(kind)

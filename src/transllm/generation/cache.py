@@ -55,6 +55,11 @@ def _roomy(like: Tensor, length: int) -> Tensor:
     return torch.empty(*like.shape[:-2], length + _BLOCK, like.shape[-1], dtype=like.dtype, device=like.device)
 
 
+def is_plain(cache: DynamicCache) -> bool:
+    """Whether all layers are of full attention: only these may have hidden places between two texts."""
+    return all(isinstance(layer, _RoomyLayer) for layer in cache.layers)
+
+
 def make_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache for a model. Layers that are not of plain full attention (sliding windows, states) keep transformers' own."""
     cache = DynamicCache(config=model.config)

@@ -1,8 +1,9 @@
 """The engine in this process: a transformers model, prompts sorted by length, batches that shrink.
 
 Rows that are done leave the batch as soon as an eighth of them is, so that a few long answers do not make the rest of their
-batch compute for nothing. On a processor the cores share a large batch out among them. Each row has random numbers of its
-own: what is sampled for a prompt does not depend on its company, so work that was stopped goes on as if it had not been.
+batch compute for nothing. What all prompts of a batch begin with, such as a template's system prompt, is read once. On a processor
+the cores share a large batch out among them. Each row has random numbers of its own: what is sampled for a prompt does not depend
+on its company, so work that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from transllm.errors import ModelError
-from transllm.generation.cache import make_cache
+from transllm.generation.cache import is_plain, make_cache
 from transllm.generation.engine import Generated, Guide, Sampling
 from transllm.lanes import lanes
 
 _NUCLEUS = 1024
+_WORTH_SHARING = 8  # tokens
 _ROWS_A_LANE = 32  # with fewer, reading the weights once more for each lane costs what the lanes gain
 
 
@@ -138,19 +140,36 @@ class LocalEngine:
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor, Tensor]:
         """The cache after the prompts, their mask (B, T) and the logits of what comes next (B, V)."""
-        longest = max(map(len, prompts))
+        cache = make_cache(self._model)
+        shared = self._prefill_shared(prompts, cache)
+        longest = max(map(len, prompts)) - shared
         device = self._model.device
         ids = torch.full((len(prompts), longest), self._pad, device=device)
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        mask = torch.zeros(len(prompts), shared + longest, dtype=torch.long, device=device)
+        mask[:, :shared] = 1
         for place, prompt in enumerate(prompts):
-            ids[place, longest - len(prompt):] = torch.tensor(list(prompt), device=device)
-            mask[place, longest - len(prompt):] = 1
-        cache = make_cache(self._model)
+            rest = prompt[shared:]
+            ids[place, longest - len(rest):] = torch.tensor(list(rest), device=device)
+            mask[place, shared + longest - len(rest):] = 1
         # The last place as an index, not as the number 1: that would hand the head a view with gaps, for which torch copies the head's
         # matrix once a row (15 s for 100 rows of 50,000 columns).
-        output = self._model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        output = self._model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0)[:, shared:],
                              past_key_values=cache, use_cache=True, logits_to_keep=torch.tensor([longest - 1], device=device))
         return cache, mask, output.logits[:, -1]
+
+    def _prefill_shared(self, prompts: Sequence[Sequence[int]], cache: DynamicCache) -> int:
+        """Read what all prompts begin with once for all of them, such as a template's system prompt; gives how many tokens that were."""
+        first, last = min(prompts, key=list), max(prompts, key=list)  # what these two share, all share
+        shared = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other),
+                      min(len(first), len(last)))
+        shared = min(shared, min(map(len, prompts)) - 1)  # each has a token left to read, whose logits come next
+        if len(prompts) == 1 or shared < _WORTH_SHARING or not is_plain(cache):
+            return 0
+        device = self._model.device
+        self._model(input_ids=torch.tensor([list(first[:shared])], device=device), past_key_values=cache, use_cache=True,
+                    logits_to_keep=torch.tensor([shared - 1], device=device))
+        cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
+        return shared
 
     def _choose(self, logits_BV: Tensor, sampling: Sampling, draws_B: Tensor | None) -> Tensor:
         """The next token of each row (B,), from numbers in [0, 1) if it is to be sampled."""
