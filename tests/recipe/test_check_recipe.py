@@ -115,34 +115,16 @@ def test_what_a_choice_gives_up_is_a_notice_and_no_problem(tmp_path: Path, overr
     assert len(found) == min(1, len(said)) and all(said[-1] in notice for notice in found)
 
 
-def test_what_a_translator_needs_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("DEEPL_AUTH_KEY", raising=False)
-    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: None)
-    (found,) = checked(tmp_path, GOOD, "bridge.translator=apertium")
-    assert "which is not installed" in found
-    found, key = checked(tmp_path, GOOD, "bridge.translator=deepl")
-    assert "pip install 'transllm[deepl]'" in found and "'DEEPL_AUTH_KEY' is not set" in key
-    monkeypatch.setenv("MINE", "x")
-    (found,) = checked(tmp_path, GOOD, "bridge.translator={name: llm, model: m, url: 'http://localhost:1/v1', key_env: MINE}")
-    assert "pip install 'transllm[server]'" in found
-
-
-def test_what_ray_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: None)
-    found, choice = checked(tmp_path, GOOD, "recover.ray.workers=2", "recover.engine=auto")
-    assert "pip install 'transllm[ray]'" in found and "recover.engine is 'auto'" in choice
-    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: True)
+def test_ray_and_a_choice_that_measures_this_machine(tmp_path: Path) -> None:
+    (found,) = checked(tmp_path, GOOD, "recover.ray.workers=2", "recover.engine=auto")
+    assert "recover.engine is 'auto'" in found
     assert checked(tmp_path, GOOD, "recover.ray.workers=2") == []
 
 
-def test_what_scores_translations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_scores_translations(tmp_path: Path) -> None:
     for overrides, expected in ((["bridge.encoder=./nowhere"], "bridge.encoder: there is no folder"), (["bridge.drop_worst=1"], "is 1, so"),
                                 (["bridge.drop_worst=0", "bridge.round_trip=true"], "which is 0: nothing would read it")):
         (found,) = checked(tmp_path, GOOD, *overrides)
         assert expected in found
     (tmp_path / "encoder").mkdir()
     assert checked(tmp_path, GOOD, "bridge.encoder=./encoder", "bridge.round_trip=true") == []
-    monkeypatch.setattr("transllm.recipe.check.find_spec", lambda _: None)
-    (found,) = checked(tmp_path, GOOD, "bridge.encoder=use")
-    assert "pip install 'transllm[encoder]'" in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,10 +30,10 @@ def check(
     data: Annotated[bool, typer.Option("--data", help="Also read the first rows of each source (fetches what is not there).")] = False,
 ) -> None:
     """Report all problems of a recipe at once, or say what it will do."""
-    from transllm.recipe import load_recipe, notices
+    from transllm.recipe import load_recipe, missing_here, notices
 
     recipe = load_recipe(recipe_file, overrides=overrides or ())
-    refuse_problems(recipe, recipe_file)
+    refuse_problems(recipe, recipe_file, more=missing_here(recipe))
     console = out()
     console.print(_summary(recipe))
     for notice in notices(recipe):
@@ -44,11 +45,11 @@ def check(
     console.print(f"{recipe_file} is in order. Size it: transllm plan {recipe_file}   Run it: transllm run {recipe_file}", markup=False)
 
 
-def refuse_problems(recipe: Recipe, path: Path) -> None:
-    """Raise a ``RecipeError`` with everything that ``check_recipe`` finds."""
+def refuse_problems(recipe: Recipe, path: Path, *, more: Sequence[str] = ()) -> None:
+    """Raise a ``RecipeError`` with everything that ``check_recipe`` finds, and more."""
     from transllm.recipe import check_recipe
 
-    if problems := check_recipe(recipe):
+    if problems := [*check_recipe(recipe), *more]:
         raise RecipeError(problems, where=str(path))
 
 

