@@ -130,7 +130,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_at_most_its_block(folder: Pat
     ("dies at once", "The workers of Ray end again and again while they open their engine: 3 in a row."),
     ("dies at work", "The workers of Ray end again and again at the same conversations: 3 in a row.")])
 def test_what_goes_wrong_in_a_worker_is_told_in_words(folder: Path, tmp_path: Path, behaviour: str, said: str) -> None:
-    engine = _open(folder, tmp_path, behaviour)
+    engine = _open(folder, tmp_path, behaviour, workers=1)
     try:
         with pytest.raises(ModelError) as error:
             list(engine.generate(ASKED, sampling=ReplySampling(12)))
