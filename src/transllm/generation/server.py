@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SECTION = "recover.engine"
 _LONGEST_PAUSE = 60.0
 _LONGEST_ASKED = 900.0  # what a server may ask for; more is an error that says so
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size", "maximum context length", "context length", "context size", "context window",
@@ -53,6 +54,8 @@ class ServerEngine:
         tokenizer: gives the recipe's model's tokenizer; asked for where the user is to speak, whose turn is completed from rendered text,
             and where the server counts no tokens.
         pause: seconds before the second attempt; doubled for each further one.
+        section: where its settings stand in the recipe, for messages.
+        original: whether it serves the recipe's own chat model, so that its prompts should be as long as the template's.
 
     Raises:
         MissingExtraError: the client is not installed.
@@ -61,13 +64,14 @@ class ServerEngine:
 
     name = "server"
 
-    def __init__(self, settings: EngineSettings, tokenizer: Callable[[], PreTrainedTokenizerBase], *, pause: float = 1.0) -> None:
-        require_client()
+    def __init__(self, settings: EngineSettings, tokenizer: Callable[[], PreTrainedTokenizerBase], *, pause: float = 1.0,
+                 section: str = SECTION, original: bool = True) -> None:
+        require_client(section)
         assert settings.url is not None and settings.model is not None  # the recipe's types see to it
         self._settings, self._model, self._url, self._tokenizer = settings, settings.model, settings.url, tokenizer
-        self._key = key_of(settings)
+        self._key, self._section = key_of(settings, section), section
         self._pause = pause
-        self._compared = False
+        self._compared = not original
         self._pace = _Pace(60 / settings.requests_a_minute if settings.requests_a_minute else 0.0)
 
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
@@ -150,27 +154,27 @@ class ServerEngine:
         where = f"The server at {self._url}"
         if status in (401, 403):
             mend = (f"Set the variable '{self._settings.key_env}' to a key that it takes." if self._settings.key_env else
-                    "It was given none: name the environment variable that holds one in recover.engine.key_env.")
+                    f"It was given none: name the environment variable that holds one in {self._section}.key_env.")
             return ModelError(f"{where} refused the key ({status}: {said}) {mend}")
         if status == 404 and "model" in said.lower():
-            return ModelError(f"{where} does not know the model '{self._model}' ({said}) Set recover.engine.model to a name that it serves "
-                              f"(most list them at {self._url.rstrip('/')}/models).")
+            return ModelError(f"{where} does not know the model '{self._model}' ({said}) Set {self._section}.model to a name that it "
+                              f"serves (most list them at {self._url.rstrip('/')}/models).")
         if status in (404, 405, 501) and conversation.speaker == "user":
             return ModelError(f"{where} cannot complete text ({status}), so it cannot speak as the user. Take 'self' out of "
                               "recover.prompts and name a source of prompts, or set recover.engine to one that runs the model here, "
                               "such as 'transformers'.")
         if status in (404, 405, 501):
-            return ModelError(f"There is no chat at {self._url} ({status}: {said}) Set recover.engine.url to the server's address with its "
-                              "'/v1', if it has one.")
+            return ModelError(f"There is no chat at {self._url} ({status}: {said}) Set {self._section}.url to the server's address with "
+                              "its '/v1', if it has one.")
         if status in (408, 409, 425, 429) or status >= 500:
             asked = _asked(headers)
             if any(sign in said for sign in _FOR_GOOD):
                 return ModelError(f"{where} says that the account has no credit left ({said}) Replies that were done are kept.")
             if asked is not None and asked > _LONGEST_ASKED:
                 return ModelError(f"{where} asks to wait for {asked / 60:.0f} minutes ({status}: {said}) Run the same command again then: "
-                                  "replies that were done are kept. A lower recover.engine.requests_a_minute may help.")
+                                  f"replies that were done are kept. A lower {self._section}.requests_a_minute may help.")
             return _Again(f"answered with {status}: {said}", asked)
-        return ModelError(f"{where} does not take the request ({status}: {said}) See recover.engine: url, model and body.")
+        return ModelError(f"{where} does not take the request ({status}: {said}) See {self._section}: url, model and body.")
 
     def _rendered(self, conversation: Conversation) -> str:
         """The template's text up to where the user's words begin, without the start token if the server puts one there itself."""
@@ -204,15 +208,15 @@ class _Pace:
         self._next = max(self._next, time.monotonic() + seconds)
 
 
-def require_client() -> None:
+def require_client(section: str = SECTION) -> None:
     """Raise if the client is not installed."""
     try:
         import openai  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("openai", "server", "The engine 'server' of recover.engine") from error
+        raise MissingExtraError("openai", "server", f"The server of {section}") from error
 
 
-def key_of(settings: EngineSettings) -> str:
+def key_of(settings: EngineSettings, section: str = SECTION) -> str:
     """The key, from the environment. Where the recipe names none a dash: the client would else send what OPENAI_API_KEY holds.
 
     Raises:
@@ -222,7 +226,7 @@ def key_of(settings: EngineSettings) -> str:
         return "-"
     key = os.environ.get(settings.key_env, "").strip()
     if not key:
-        raise ModelError(f"The environment variable '{settings.key_env}', which recover.engine.key_env names, is not set. "
+        raise ModelError(f"The environment variable '{settings.key_env}', which {section}.key_env names, is not set. "
                          f"Set it to the key for {settings.url}: export {settings.key_env}=...")
     return key
 

@@ -62,7 +62,7 @@ def _server(context: Context) -> ConversationEngine:
     settings = context.recipe.bridge.translator
     asked = EngineSettings(name="server", url=settings.url, model=settings.model, key_env=settings.key_env,
                            concurrency=settings.concurrency)
-    return ServerEngine(asked, lambda: context.spans.original)
+    return ServerEngine(asked, lambda: context.spans.original, section="bridge.translator", original=False)
 
 
 def _cache(context: Context) -> Path:
