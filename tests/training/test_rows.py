@@ -40,6 +40,13 @@ def test_the_digest_covers_everything(tmp_path: Path, changed: EncodedRow) -> No
     assert write_rows(ROWS, tmp_path / "one").digest == write_rows(ROWS, tmp_path / "three").digest
 
 
+def test_rows_of_an_earlier_version_are_none(tmp_path: Path) -> None:
+    write_rows(ROWS, tmp_path)
+    assert Rows.are_in(tmp_path)
+    (tmp_path / "heard.npy").unlink()
+    assert not Rows.are_in(tmp_path)
+
+
 @pytest.mark.parametrize("bad", [EncodedRow([1, 2, 3], [False] * 3, 3), EncodedRow([1, 2], [True, False], 2), EncodedRow([1], [True], 1),
                                  EncodedRow([], [], 0), EncodedRow([1, 2, 3], [True, True], 3)])
 def test_a_row_that_trains_nothing_is_an_error(tmp_path: Path, bad: EncodedRow) -> None:

@@ -36,7 +36,7 @@ def inspect_rows(run: Path, stage: str, rows: int = 3) -> list[list[tuple[str, b
         RunError: the stage trains nothing, or has not built its rows yet.
     """
     _training(stage)
-    if not (row_folder(run, stage) / "rows.json").exists():
+    if not Rows.are_in(row_folder(run, stage)):
         raise RunError(f"The stage '{stage}' of '{run}' has no rows yet. Run it first: transllm run RECIPE --until {stage}")
     spans = SpanTokenizer.load(run / "extend")
     encoded = Rows.open(row_folder(run, stage))

@@ -120,7 +120,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
         return Result(metrics={"skipped": True})
     if divide:
         shard(adapted, device)
-    processes.on_main(lambda: None if (folder / "rows.json").exists() else write_rows(rows(), folder).digest)
+    processes.on_main(lambda: None if Rows.are_in(folder) else write_rows(rows(), folder).digest)
     encoded = Rows.open(folder)
     if training.gradient_checkpointing:
         adapted.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

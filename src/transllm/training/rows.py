@@ -117,6 +117,11 @@ class Rows:
         at, words, n_bytes = map(int, self.mirrors[3 * index: 3 * index + 3])
         return ByOriginal(cast(Sequence[int], self.heard[span]), at, words, n_bytes)
 
+    @staticmethod
+    def are_in(folder: Path) -> bool:
+        """Whether the folder holds whole rows; those of an earlier version, which had fewer arrays, are none."""
+        return (folder / "rows.json").exists() and all((folder / f"{name}.npy").exists() for name, _ in _ARRAYS)
+
     @classmethod
     def open(cls, folder: Path) -> Rows:
         """Open what ``write_rows`` wrote."""
