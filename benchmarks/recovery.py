@@ -1,12 +1,13 @@
 """What recovers the original best: none, its words, its distributions, both, or its opinion of the student's own words.
 
-    python benchmarks/recovery.py recipes/demo-es.yaml --set evaluate.answers=96 [--seeds 1 2 3] [--ifeval FILE] [--variants text logits]
+    python benchmarks/recovery.py recipes/demo-es.yaml --set evaluate.answers=96 [--seeds 1 2 3] [--ifeval FILE [--deal 3]]
 
 For each seed the recipe runs up to *bridge* once; then *finetune* runs for each variant, on the same rows with the same budget in tokens
 (without recovery the others fill the budget). Measured: all that *evaluate* measures of a tuned model (KL to the original on its own
 held-out English conversations and what of the new language was gained), and, with ``--ifeval ifeval_input_data.jsonl`` (and ``pip install
-lm-eval langdetect nltk immutabledict``), IFEval's strict accuracy. It can be killed at any time; the same command goes on. Prints a
-table, and last one line of JSON.
+lm-eval langdetect nltk immutabledict``), IFEval's strict accuracy; with ``--deal 3`` each seed answers another third of the questions, and
+three seeds together all. The original answers all. It can be killed at any time; the same command goes on, and so do two commands with
+other ``--seeds`` and ``--runs`` beside each other. Prints a table, and last one line of JSON.
 """
 
 from __future__ import annotations
@@ -74,12 +75,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=[*VARIANTS])
     parser.add_argument("--ifeval", type=Path, help="IFEval's questions (jsonl)")
+    parser.add_argument("--deal", type=int, default=1, metavar="N", help="each seed answers every Nth of them, the next seed the next")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     asked = parser.parse_args()
     questions = read_ifeval(asked.ifeval) if asked.ifeval else []
     sentences = punkt([question["prompt"] for question in questions]) if questions else None
     name = f"{asked.recipe.stem}-recovery"
-    settings = {"set": asked.set, "ifeval": len(questions), "recipe": asked.recipe.read_text(encoding="utf-8")}
+    settings = {"set": asked.set, "ifeval": len(questions), "deal": asked.deal, "recipe": asked.recipe.read_text(encoding="utf-8")}
     file = asked.runs / f"{name}.json"
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found: dict[str, dict[str, float]] = known["figures"] if known.get("settings") == settings else {}
@@ -92,7 +94,8 @@ def main() -> None:
                 recipe = load_recipe(asked.recipe, overrides=own)
                 run = transform(recipe, runs=asked.runs, until="bridge" if variant == "original" else "finetune").folder
                 stage = read_manifest(run / "finetune") or {} if variant != "original" else {}
-                questions_now = questions if variant != "original" or seed == asked.seeds[0] else []
+                dealt = questions[seed % asked.deal:: asked.deal]
+                questions_now = dealt if variant != "original" else questions if seed == 1 else []
                 found[key] = measured(Context(recipe, run, run / "finetune", Silent()),
                                       "original" if variant == "original" else "finetune", questions_now)
                 found[key] |= {"training_seconds": stage["metrics"]["training_seconds"]} if stage else {}
@@ -101,7 +104,8 @@ def main() -> None:
     _show(found, asked.variants, asked.seeds)
     text = [found[f"text {seed}"]["kl_to_original"] for seed in asked.seeds] if "text" in asked.variants else None
     print(json.dumps({
-        "recipe": str(asked.recipe), "set": asked.set, "seeds": asked.seeds, "ifeval": len(questions), "punkt": sentences,
+        "recipe": str(asked.recipe), "set": asked.set, "seeds": asked.seeds, "ifeval": len(questions), "deal": asked.deal,
+        "punkt": sentences,
         "figures": {variant: {key: _spread([found[f"{variant} {seed}"][key] for seed in asked.seeds if key in found[f"{variant} {seed}"]])
                               for key in found[f"{variant} {asked.seeds[0]}"]} for variant in ("original", *asked.variants)},
         "kl_against_text": {variant: _spread([found[f"{variant} {seed}"]["kl_to_original"] / of_text for seed, of_text in zip(

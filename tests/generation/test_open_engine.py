@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +68,13 @@ def test_what_is_missing_is_told_before_the_work(without: Callable[..., None], m
             require_engine(EngineSettings(name=name))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object())
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ModelError, match="vLLM is installed and cannot be imported"):
+        require_engine(EngineSettings(name="vllm"))
+    for name, known, value in (("vllm", "LLM", None), ("vllm.platforms", "current_platform", SimpleNamespace(is_cpu=lambda: False))):
+        module = ModuleType(name)  # of a build for CUDA
+        setattr(module, known, value)
+        monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(ModelError, match="needs a CUDA device"):
         require_engine(EngineSettings(name="vllm"))
 

@@ -40,8 +40,7 @@ class TransformersEngine:
         Raises:
             ModelError: the chat template has no place for what is said, such as a system prompt.
         """
-        _check_system(self._tokenizer, conversations)
-        prompts = [prompt_ids(self._tokenizer, conversation) for conversation in conversations]
+        prompts = prompts_of(self._tokenizer, conversations)
         fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._context]
         for number in sorted(set(range(len(prompts))) - set(fitting)):
             yield Reply(number, "", (), "too long", len(prompts[number]), 0)
@@ -57,6 +56,16 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing is held but memory, which goes with the object."""
+
+
+def prompts_of(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """Ids of conversations in the model's template.
+
+    Raises:
+        ModelError: the template has no place for what is said, such as a system prompt.
+    """
+    _check_system(tokenizer, conversations)
+    return [prompt_ids(tokenizer, conversation) for conversation in conversations]
 
 
 def _check_system(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> None:

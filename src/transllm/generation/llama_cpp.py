@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from transllm.errors import MissingExtraError, ModelError
 from transllm.generation.conversation import Conversation, Reply, ReplySampling, reply_seeds
-from transllm.generation.in_process import prompt_ids
+from transllm.generation.in_process import prompts_of
 from transllm.generation.side_by_side import side_by_side
 from transllm.model import ChatTokenizer
 
@@ -53,7 +53,7 @@ class LlamaCppEngine:
 
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
         """See ``ConversationEngine.generate``."""
-        prompts = [prompt_ids(self._chat.tokenizer, conversation) for conversation in conversations]
+        prompts = prompts_of(self._chat.tokenizer, conversations)
         fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._chat.context]
         for number in sorted(set(range(len(prompts))) - set(fitting)):
             yield Reply(number, "", (), "too long", len(prompts[number]), 0)

@@ -82,5 +82,6 @@ def open_engine(spec: EngineSpec) -> ConversationEngine:
         return ServerEngine(spec.settings, lambda: load_chat_tokenizer(source, folder=spec.folder, cache=spec.cache).tokenizer)
     if spec.settings.name == "vllm":
         return VllmEngine(folder_of(source, folder=spec.folder, cache=spec.cache),
-                          load_chat_tokenizer(source, folder=spec.folder, cache=spec.cache))
+                          load_chat_tokenizer(source, folder=spec.folder, cache=spec.cache),
+                          dtype=compute_dtype(spec.precision, default_device()))
     raise ModelError("'auto' is no engine but a choice between those that work here; see transllm.generation.fastest.")

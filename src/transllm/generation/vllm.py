@@ -1,85 +1,137 @@
-"""vLLM in this process as an engine of conversations: the extra ``vllm``, for CUDA.
+"""vLLM in this process as an engine of conversations: the extra ``vllm`` for CUDA, or a build of it for processors.
 
-Written against vLLM 0.33 (``LLM.generate`` on prompts of token ids) and **not run where it was written**: no GPU was at hand. What does run
-there is that its absence, and that of CUDA, is an error before the work.
+Prompts go to it as token ids and replies come back as token ids, so templates and texts are this library's. vLLM's own loop is stepped
+here, so that each reply is handed on when it is done, not when all are.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from transllm.errors import MissingExtraError, ModelError
 from transllm.generation.conversation import Conversation, Reply, ReplySampling, reply_seeds
-from transllm.generation.in_process import prompt_ids
+from transllm.generation.in_process import prompts_of
 from transllm.model import ChatTokenizer
 
-_AT_ONCE = 1024  # prompts in one call: vLLM gives replies when all of a call are done
+_CPU_CACHE = 4 << 30  # bytes for keys and values on a processor, at most; vLLM would take nine tenths of the machine
+_WAITING = 1024  # requests in its hands at once: enough to keep any batch full
 
 
 class VllmEngine:
-    """Goes on with conversations with vLLM.
+    """Goes on with conversations with vLLM, on all CUDA devices of this process, or on its processors.
 
     Args:
         model: a Hugging Face folder, or a hub id.
         chat: the tokenizer of the same model.
+        dtype: to compute in.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ModelError: there is no CUDA device, or vLLM cannot load the model.
+        ModelError: there is no device for it, it cannot load the model, or this is one of several processes that train together.
     """
 
     name = "vllm"
 
-    def __init__(self, model: Path | str, chat: ChatTokenizer) -> None:
+    def __init__(self, model: Path | str, chat: ChatTokenizer, *, dtype: torch.dtype) -> None:
         require_vllm()
+        if torch.distributed.is_initialized():
+            raise ModelError("vLLM cannot start in a run of several processes. Run 'transllm run RECIPE --until recover' without the "
+                             "launcher first, then the whole with it.")
         from vllm import LLM
 
         self._chat = chat
         try:
-            self._llm: Any = LLM(str(model), tokenizer=str(model), tensor_parallel_size=torch.cuda.device_count(), seed=0)
-        except (RuntimeError, ValueError, OSError) as error:
+            # Loading draws bars of its own; our progress speaks.
+            llm: Any = LLM(str(model), tokenizer=str(model), dtype=str(dtype).removeprefix("torch."), seed=0, use_tqdm_on_load=False,
+                           **_for_device())
+        except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
             said = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ModelError(f"vLLM cannot load '{model}': {said[0]}. Set recover.engine to 'transformers'.") from error
-        self._context = min(chat.context, int(self._llm.llm_engine.model_config.max_model_len))
+            raise ModelError(f"vLLM cannot load '{model}': {said[0]} Set recover.engine to 'transformers'.") from error
+        self._engine: Any = llm.llm_engine
+        self._context = min(chat.context, int(self._engine.model_config.max_model_len))
+        padded = self._engine.model_config.get_vocab_size() > len(chat.tokenizer)
+        self._allowed = list(range(len(chat.tokenizer))) if padded else None
 
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
-        """See ``ConversationEngine.generate``. Replies come in blocks."""
-        from vllm import SamplingParams
-
-        prompts = [prompt_ids(self._chat.tokenizer, conversation) for conversation in conversations]
+        """See ``ConversationEngine.generate``."""
+        prompts = prompts_of(self._chat.tokenizer, conversations)
         seeds = reply_seeds(conversations, sampling.seed)
         fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._context]
         for number in sorted(set(range(len(prompts))) - set(fitting)):
             yield Reply(number, "", (), "too long", len(prompts[number]), 0)
-        for start in range(0, len(fitting), _AT_ONCE):
-            block = fitting[start: start + _AT_ONCE]
-            how = [SamplingParams(max_tokens=min(sampling.max_new_tokens, self._context - len(prompts[number])),
-                                  temperature=sampling.temperature, top_p=sampling.top_p, stop_token_ids=sorted(self._chat.stops),
-                                  seed=seeds[number] if sampling.temperature else None) for number in block]
-            made = self._llm.generate([{"prompt_token_ids": prompts[number]} for number in block], how, use_tqdm=False)
-            for number, request in zip(block, made, strict=True):
-                yield self._reply(number, len(prompts[number]), list(request.outputs[0].token_ids), request.outputs[0].finish_reason)
+        waiting, asked = iter(fitting), dict[str, int]()
+        try:
+            while True:
+                for number in islice(waiting, _WAITING - len(asked)):
+                    asked[self._ask(number, prompts[number], sampling, seeds[number])] = number
+                if not asked:
+                    return
+                for done in self._engine.step():
+                    if done.finished:
+                        number = asked.pop(done.request_id)
+                        yield self._reply(number, len(prompts[number]), list(done.outputs[0].token_ids))
+        finally:
+            if asked and self._engine is not None:
+                self._engine.abort_request(list(asked))  # nobody waits for these
 
     def close(self) -> None:
-        """Give back the device's memory."""
-        self._llm = None
-        torch.cuda.empty_cache()
+        """Give back the device's memory, and the group of one process that vLLM made, so that training can make its own."""
+        if self._engine is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
 
-    def _reply(self, number: int, prompt: int, ids: list[int], finish: str) -> Reply:
-        """The token that ends a reply is among vLLM's ids unless it is a special one."""
-        said = ids[:-1] if ids and ids[-1] in self._chat.stops else ids
+        self._engine = None
+        gc.collect()  # its parts hold one another
+        cleanup_dist_env_and_memory()
+
+    def _ask(self, number: int, prompt: list[int], sampling: ReplySampling, seed: int) -> str:
+        """Hand a prompt to vLLM; the name by which its reply will come."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        how = SamplingParams(max_tokens=min(sampling.max_new_tokens, self._context - len(prompt)), temperature=sampling.temperature,
+                             top_p=sampling.top_p, seed=seed if sampling.temperature else None, stop_token_ids=sorted(self._chat.stops),
+                             allowed_token_ids=self._allowed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        self._engine.add_request(str(number), {"prompt_token_ids": prompt}, how)
+        return str(number)
+
+    def _reply(self, number: int, prompt: int, ids: list[int]) -> Reply:
+        """The token that ends a reply is the last of vLLM's ids."""
+        ended = bool(ids) and ids[-1] in self._chat.stops
+        said = ids[:-1] if ended else ids
         text = str(self._chat.tokenizer.decode(said, skip_special_tokens=True)).strip()
-        return Reply(number, text, tuple(said), "stop" if finish == "stop" else "length", prompt, len(said) + (finish == "stop"))
+        return Reply(number, text, tuple(said), "stop" if ended else "length", prompt, len(ids))
 
 
 def require_vllm() -> None:
-    """Raise if vLLM or a CUDA device is missing."""
+    """Raise if vLLM is missing, or does not start, or a device of the kind that it was built for is not there."""
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm", "The engine 'vllm' of recover.engine")
-    if not torch.cuda.is_available():
-        raise ModelError("The engine 'vllm' needs a CUDA device, and there is none here. Set recover.engine to 'auto' or 'transformers'.")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # some hundred lines for each start, otherwise
+    # On one device its loop runs in this process, which then needs no guard of '__main__', and whose end leaves nothing behind.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    try:
+        from vllm import LLM  # noqa: F401  (vllm's names are imported when they are asked for)
+        from vllm.platforms import current_platform
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ModelError(f"vLLM is installed and cannot be imported: {str(error).splitlines()[0]}. Its version and torch's must fit each "
+                         "other; or set recover.engine to 'auto' or 'transformers'.") from error
+    if not torch.cuda.is_available() and not current_platform.is_cpu():
+        raise ModelError("The engine 'vllm' needs a CUDA device, or a build of vLLM for processors, and neither is here. Set "
+                         "recover.engine to 'auto' or 'transformers'.")
+
+
+def _for_device() -> dict[str, Any]:
+    """What vLLM is told of the machine. On a processor it would compile for two minutes at each start, and gain nothing by it."""
+    if torch.cuda.is_available():
+        return {"tensor_parallel_size": torch.cuda.device_count()}
+    return {"enforce_eager": True, "kv_cache_memory_bytes": min(_CPU_CACHE, psutil.virtual_memory().available // 4)}
