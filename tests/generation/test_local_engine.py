@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,36 @@ def test_greedy_is_one_at_a_time(make_chat_model: Make, greedy: Callable[[str], 
     found = _all(engine, _prompts(), Sampling(NEW))
     assert [one.ids for one in found] == greedy(kind)
     assert {one.finish for one in found} == {"length"}
+
+
+def test_a_long_prompt_goes_ahead_of_many_short_ones(make_chat_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would pad all of them."""
+    engine = LocalEngine(make_chat_model(), pad_id=0, batch_size=64)
+    read: list[list[int]] = []
+    prefill = engine._prefill
+
+    def watched(prompts: Sequence[Sequence[int]]) -> Any:
+        read.append([len(prompt) for prompt in prompts])
+        return prefill(prompts)
+
+    monkeypatch.setattr(engine, "_prefill", watched)
+    short = [[7, 5 + number] for number in range(31)]
+    found = _all(engine, [*short, [9] * 200], Sampling(4))
+    assert read == [[200], [2] * 31]
+    assert [one.ids for one in found[:31]] == [one.ids for one in _all(engine, short, Sampling(4))]
+
+
+@pytest.mark.parametrize(("lengths", "extra", "size"), [
+    ([3000, *[60] * 63], 2560, 1),
+    ([70, *[60] * 63], 2560, 64),  # 630 tokens of padding are not worth a batch
+    ([3000, 2900, *[60] * 62], 2560, 2),
+    ([3000, 1500, *[60] * 62], 1000, 1),  # the two of the first cut are cut again
+    ([3000] * 64, 2560, 21),  # no padding at all, but memory
+    ([100_000, 50], 10**9, 1),
+    ([1], 0, 1),
+])
+def test_a_batch_is_cut_where_padding_costs_more_than_steps(lengths: list[int], extra: int, size: int) -> None:
+    assert local.batch_of(lengths, extra=extra) == size
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """The engine in this process: a transformers model, prompts sorted by length, batches that shrink.
 
+A long prompt does not make many short ones as long as itself: it goes ahead (``batch_of``).
 Rows that are done leave the batch as soon as an eighth of them is, so that a few long answers do not make the rest of their
 batch compute for nothing. What all prompts of a batch begin with, such as a template's system prompt, is read once. On a processor
 the cores share a large batch out among them. Each row has random numbers of its own: what is sampled for a prompt does not depend
@@ -29,6 +30,9 @@ from transllm.lanes import lanes
 
 _NUCLEUS = 1024
 _WORTH_SHARING = 8  # tokens
+_STEP = {"cpu": 64}  # tokens of prompts that are read in the time of one step of a small batch, roughly
+_STEP_ELSEWHERE = 1024
+_READ_AT_ONCE = 65_536  # tokens, with padding: what a batch may keep in memory before it has written a word
 _ROWS_A_LANE = 32  # with fewer, reading the weights once more for each lane costs what the lanes gain
 
 
@@ -76,8 +80,10 @@ class LocalEngine:
         seeds = _seeds(prompts, sampling.seed, draws) if sampling.temperature else [0] * len(prompts)
         # Longest first: memory peaks at the start, where it is noticed, and like lengths share a batch.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        for start in range(0, len(order), self._batch_size):
-            numbers = order[start: start + self._batch_size]
+        while order:
+            lengths = [len(prompts[number]) for number in order[: self._batch_size]]
+            size = batch_of(lengths, extra=sampling.max_new_tokens * _STEP.get(self._model.device.type, _STEP_ELSEWHERE))
+            numbers, order = order[:size], order[size:]
             rows = [_Row(number, prompts[number], seed=seeds[number], left=min(
                 sampling.max_new_tokens, self._context - len(prompts[number]),
                 limits[number] if limits is not None else sampling.max_new_tokens)) for number in numbers]
@@ -223,6 +229,25 @@ def _since(ids: Sequence[int], fresh_ids: frozenset[int]) -> set[int]:
     """The tokens that were said since the last of these ids."""
     start = next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] in fresh_ids), 0)
     return set(ids[start:])
+
+
+def batch_of(lengths: Sequence[int], *, extra: int) -> int:
+    """How many of the prompts at hand, longest first, are worth a batch of their own.
+
+    All in a batch are padded to its longest: one prompt of 3,000 tokens among 63 short ones would cost as much as 64 such, in time and in
+    memory. So the longest go ahead where the padding that this saves costs more than one more batch does.
+
+    Args:
+        lengths: of the prompts in tokens, not rising.
+        extra: what the steps of one more batch cost, in tokens of prompts.
+    """
+    size = max(1, min(len(lengths), _READ_AT_ONCE // lengths[0]))
+    while size > 1:
+        saved, first = max(((size - place) * (lengths[0] - lengths[place]), place) for place in range(1, size))
+        if saved <= extra:
+            break
+        size = first
+    return size
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int, draws: Sequence[int] | None = None) -> list[int]:
