@@ -127,6 +127,16 @@ def test_what_is_written_for_several_answers_and_turns() -> None:
     assert (first.rows, later.rows, users.rows) == (1510, 900, 600) and later.prompt > first.prompt and users.length == (30, 96)
 
 
+def test_a_plan_says_where_others_answer() -> None:
+    def told(*settings: str) -> str:
+        return " ".join(plan(load_recipe(LLAMA, overrides=[*settings]), config=LLAMA_CONFIG, device=DEVICES["h100"]).assumptions)
+
+    assert "In recover" not in told()
+    assert "a server (http://there/v1) answers, whose speed" in told("recover.engine.name=server", "recover.engine.url=http://there/v1",
+                                                                      "recover.engine.model=llama")
+    assert "transformers answers, on 8 Ray workers" in told("recover.ray.workers=8")
+
+
 def test_a_line_over_depths() -> None:
     line = Line.through((2, 8), (5.0, 11.0))
     assert (line.head, line.layer, line.at(30)) == (3.0, 1.0, 33.0)

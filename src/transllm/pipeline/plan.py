@@ -125,6 +125,12 @@ def _assumed(recipe: Recipe, cluster: Cluster, *, processor: bool) -> Iterator[s
                f"{' and '.join(f'{one.length[1]:,}' for one in written)}.")
     yield (f"Rows: documents of {document_tokens(recipe)} tokens, "
            + ", ".join(f"{work.name} {work.row} with {work.labelled:.0%} learned" for work in learning(recipe)) + ".")
+    engine, ray = recipe.recover.engine.name, recipe.recover.ray
+    if engine != "transformers" or ray is not None:
+        who = {"auto": "the fastest of the engines that work here", "server": f"a server ({recipe.recover.engine.url})"}.get(engine, engine)
+        many = "" if ray is None else f", on {ray.workers} Ray workers"
+        yield (f"In recover {who} answers{many}, whose speed and memory are not known here: its row is what one process of this library's "
+               "own engine would need.")
     yield ("The time of prepare and of downloads is not counted; extend, merge and all that is written are rough. "
            "Disk is without caches of models and data.")
     if processor:
