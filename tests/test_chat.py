@@ -144,10 +144,14 @@ def test_an_english_query(renderer: Renderer, form: str) -> None:
 
 def test_who_asks_for_a_translation_gets_it(renderer: Renderer) -> None:
     query = "Translate into English: la biblioteca de la ciudad está cerrada por vacaciones"
-    engine = Scripted([renderer.answer(renderer.translation("The library is closed.", to="english"))])
-    reply = Chat(engine, renderer.spans).send(query)
+    engine = Scripted([renderer.answer(renderer.translation("The library is closed.", to="english")), _chain(renderer)])
+    chat = Chat(engine, renderer.spans)
+    reply = chat.send(query)
     assert len(engine.prompts) == 1 and reply.problems == ()
-    assert (reply.kind, reply.answer) == (Kind.TO_ENGLISH.value, "The library is closed.")
+    assert (reply.kind, reply.answer) == (Kind.ENGLISH.value, "The library is closed.")
+    chat.send(QUERY)  # the request has no English of its own
+    assert engine.prompts[1] == renderer.prompt([
+        Message("user", query, "target"), Message("assistant", "The library is closed."), Message("user", QUERY, "target")])
 
 
 def test_the_oldest_turns_go_when_the_context_is_full(renderer: Renderer) -> None:
@@ -189,7 +193,7 @@ def test_a_direct_answer_is_forced_by_its_marker(renderer: Renderer) -> None:
     engine, parts = Scripted([[markers.english, *words, end]] * 2), list[str]()
     chat = Chat(engine, spans, mode="direct")
     reply = chat.send(QUERY, stream=parts.append)
-    assert (reply.answer, reply.kind) == ("En la ciudad, señor.", Kind.TO_TARGET.value) and "".join(parts) == reply.answer
+    assert (reply.answer, reply.kind) == ("En la ciudad, señor.", Kind.TARGET.value) and "".join(parts) == reply.answer
     assert reply.tokens == len(words) + 2
     chat.send("¿Y el niño?")
     assert engine.prompts[1] == renderer.prompt([Message("user", QUERY, "target"), Message("assistant", reply.answer, "target"),
@@ -200,7 +204,7 @@ def test_a_direct_answer_is_forced_by_its_marker(renderer: Renderer) -> None:
 def test_who_asks_for_a_translation_may_have_one(renderer: Renderer, asked: str) -> None:
     spans, markers, end = renderer.spans, renderer.spans.markers, renderer.end_id
     for mode, said in (("merged", [markers.target, *spans.encode_target("El jardín."), end]),
-                       ("direct", [markers.english, *spans.encode_english("The library."), end])):
+                       ("direct", [markers.response, *spans.encode_english("The library."), end])):
         reply = Chat(Scripted([said]), spans, mode=mode).send(asked)  # type: ignore[arg-type]
         assert reply.problems == () and reply.tokens == len(said)
 

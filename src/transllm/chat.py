@@ -117,8 +117,9 @@ class Chat:
 
 def _turn(reply: Reply) -> tuple[Message, Message]:
     """An earlier turn as the model reads it: in English, or as it was said where there is no English of it."""
-    if reply.kind == Kind.TO_TARGET.value:
-        return Message("user", reply.query, "english" if reply.english else "target"), Message("assistant", reply.answer, "target")
+    if reply.kind in (Kind.TARGET.value, Kind.ENGLISH.value):
+        said = Message("user", reply.query, "english" if reply.english else "target")
+        return said, Message("assistant", reply.answer, "target" if reply.kind == Kind.TARGET.value else "english")
     return Message("user", reply.query_en), Message("assistant", reply.answer_en)
 
 

@@ -43,23 +43,21 @@ def test_a_whole_chain_and_every_truncation_of_it(query: list[int], english: lis
     for length in range(len(whole)):
         cut = _parse(whole[:length])
         assert not cut.well_formed and not cut.ended and cut.problem
-        assert cut.kind is (Kind.PLAIN if length == 0 else Kind.TO_ENGLISH if R not in whole[:length] else
-                            Kind.MALFORMED if T not in whole[:length] else Kind.CHAIN)
+        assert cut.kind is (Kind.PLAIN if length == 0 else Kind.MALFORMED if T not in whole[:length] else Kind.CHAIN)
         assert cut.query_en == tuple(query[: max(0, length - 1)])
-        assert cut.answer == (tuple(query[: max(0, length - 1)]) if cut.kind is Kind.TO_ENGLISH else
-                              tuple(answer[: max(0, length - len(query) - len(english) - 3)]))
+        assert cut.answer == tuple(answer[: max(0, length - len(query) - len(english) - 3)])
 
 
 @pytest.mark.parametrize(("ids", "kind", "answer", "problem"), [
-    ([R, 1, 2, STOP], Kind.RECOVERY, (1, 2), ""),
-    ([T, 1, 2, STOP], Kind.TO_TARGET, (1, 2), ""),
-    ([E, 1, 2, STOP], Kind.TO_ENGLISH, (1, 2), ""),
-    ([R, 1], Kind.RECOVERY, (1,), "cut"),
+    ([R, 1, 2, STOP], Kind.ENGLISH, (1, 2), ""),
+    ([T, 1, 2, STOP], Kind.TARGET, (1, 2), ""),
+    ([E, 1, 2, STOP], Kind.MALFORMED, (), "no answer in the target language"),
+    ([R, 1], Kind.ENGLISH, (1,), "cut"),
     ([1, 2, EOS], Kind.PLAIN, (1, 2), "no marker"),
     ([1, 2], Kind.PLAIN, (1, 2), "cut"),
     ([], Kind.PLAIN, (), "cut"),
     ([STOP], Kind.PLAIN, (), "no marker"),
-    ([R, STOP], Kind.RECOVERY, (), "empty span"),
+    ([R, STOP], Kind.ENGLISH, (), "empty span"),
     ([E, R, 1, T, 2, STOP], Kind.CHAIN, (2,), "empty span"),
     ([E, 1, R, 1, T, STOP], Kind.CHAIN, (), "empty span"),
     ([5, E, 1, R, 1, T, 2, STOP], Kind.CHAIN, (2,), "text before the first marker"),

@@ -113,7 +113,7 @@ def test_forms_of_an_answer(renderer: Renderer) -> None:
     decode = renderer.spans.extended.decode
     assert decode(renderer.answer(renderer.recovery("Fine."))) == "<RESPONSE>Fine.<|im_end|>"
     assert decode(renderer.answer(renderer.translation("Bien.", to="target"))) == "<ES>Bien.<|im_end|>"
-    assert decode(renderer.answer(renderer.translation("Fine.", to="english"), end=False)) == "<EN>Fine."
+    assert decode(renderer.answer(renderer.translation("Fine.", to="english"), end=False)) == "<RESPONSE>Fine."
 
 
 def test_what_is_typed_stays_text(named: tuple[str, Renderer]) -> None:

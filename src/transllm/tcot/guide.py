@@ -32,8 +32,8 @@ class Guide:
         stop_ids: ids that end a turn.
         end_id: the one of them to write where a turn must end.
         room: tokens that the answer may have.
-        form: "chain": it must be one. "direct": the answer in the target language at once. "any": the model may choose; the English forms
-            and translations are as good, and only loops and markers that nothing can follow are ended.
+        form: "chain": it must be one. "direct": the answer in the target language at once. "any": the model may choose between these and
+            an answer in English, and is kept to what it chose.
     """
 
     markers: Markers
@@ -53,7 +53,7 @@ class Guide:
         following = {"E": self.markers.response, "ER": self.markers.target}.get(form, self.end_id)
         if token in names:
             return following
-        is_hidden = form == "ER" or (form == "E" and self.form == "chain")
+        is_hidden = form in ("E", "ER")
         if token in self.stop_ids:
             return following if is_hidden else token
         step = [*ids[places[-1] + 1 if places else 0:], token]

@@ -16,9 +16,8 @@ class Kind(Enum):
     """What an answer turned out to be."""
 
     CHAIN = "chain"
-    RECOVERY = "recovery"
-    TO_TARGET = "translation to the target language"
-    TO_ENGLISH = "translation to English"
+    ENGLISH = "answer in English"
+    TARGET = "answer in the target language"
     PLAIN = "plain text without a marker"
     MALFORMED = "markers out of order"
 
@@ -80,13 +79,11 @@ def parse(ids: Sequence[int], *, markers: Markers, stop_ids: Collection[int]) ->
     if form == "ERT":
         return Chain(Kind.CHAIN, parts[0], parts[1], parts[2], ended, problem)
     if form == "R":
-        return Chain(Kind.RECOVERY, (), parts[0], parts[0], ended, problem)
+        return Chain(Kind.ENGLISH, (), parts[0], parts[0], ended, problem)
     if form == "T":
-        return Chain(Kind.TO_TARGET, (), (), parts[0], ended, problem)
-    if form == "E":
-        return Chain(Kind.TO_ENGLISH, parts[0], (), parts[0], ended, problem)
-    if "ERT".startswith(form):  # "ER": the chain stops before its last step
-        return Chain(Kind.MALFORMED, parts[0], parts[1], (), ended, "no answer in the target language")
+        return Chain(Kind.TARGET, (), (), parts[0], ended, problem)
+    if "ERT".startswith(form):  # the chain stops before its last step
+        return Chain(Kind.MALFORMED, parts[0], parts[1] if form == "ER" else (), (), ended, "no answer in the target language")
     return Chain(Kind.MALFORMED, *_best_effort(form, parts), ended, f"markers in the order {form}")
 
 

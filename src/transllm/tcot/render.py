@@ -7,10 +7,12 @@ The forms of an answer (arXiv 2405.13923; ``<XX>`` is the target language's mark
 
     chain        <EN> query in English <RESPONSE> answer in English <XX> answer in the target language END
     recovery     <RESPONSE> answer in English END
-    translation  <XX> text END   or   <EN> text END
+    translation  <XX> text END   or   <RESPONSE> text END
     direct       <XX> answer in the target language END
 
-A direct answer has the form of a translation. What is meant is never guessed from it: who wants one forces its first marker.
+So a query in English is always followed by its answer: a small model to which ``<EN> text END`` was a translation took many a query for
+one, and ended. A translation has the form of an answer in its language; what is meant is never guessed from it: who wants a direct answer
+forces its first marker.
 """
 
 from __future__ import annotations
@@ -132,9 +134,8 @@ class Renderer:
         return self.translation(answer, to="target")
 
     def translation(self, text: str, *, to: Language) -> list[Span]:
-        """The span of a translation."""
-        markers = self.spans.markers
-        return [Span(markers.target if to == "target" else markers.english, text, to)]
+        """The span of a translation that a user asked for."""
+        return [Span(self.spans.markers.target, text, to)] if to == "target" else self.recovery(text)
 
     def _encode(self, text: str, language: Language, *, after: str = "") -> list[int]:
         encode = self.spans.encode_english if language == "english" else self.spans.encode_target
