@@ -20,7 +20,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext, shared=True),
     Stage("recover", (), ("model", "recover", "evaluate.answers"), recover, version=2, apart=_LEARNED),
     Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge, version=2),
-    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training", *_LEARNED), finetune, version=4,
+    Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training", *_LEARNED), finetune, version=5,
           shared=True),
     Stage("merge", ("extend", "finetune"), ("merge",), merge),
     Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate),
