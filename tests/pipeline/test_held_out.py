@@ -127,17 +127,17 @@ def test_finetune_learns_the_answer_and_nothing_else(finished: Any, spans: SpanT
             else:
                 texts[-1].append(token)
         said = tuple(spans.decode(text).strip() for text in texts)
-        if form == "ERT":
+        answered = (said[0], "length" if cut else "stop") in answers
+        kind = {"ERT": "chain", "T": "translation"}.get(form, "recovery" if answered else "English")
+        if kind == "chain":
             assert said in chains and not cut
-        elif form == "R":
-            assert (said[0], "length" if cut else "stop") in answers
-        else:
-            assert form in ("E", "T") and said[0] in pairs and not cut
+        elif kind != "recovery":
+            assert form in ("R", "T") and said[0] in pairs and not cut
         assert all(token < spans.original_size for text, kind in zip(texts, form, strict=True) if kind != "T" for token in text), \
             "English is encoded with the original vocabulary"
-        found[form] = found.get(form, 0) + 1
+        found[kind] = found.get(kind, 0) + 1
     kinds = json.loads((finished.folder / "finetune" / "manifest.json").read_text())["metrics"]["mixture"]
-    assert (found["ERT"], found["R"], found["E"] + found["T"]) == tuple(
+    assert (found["chain"], found["recovery"], found["translation"] + found["English"]) == tuple(
         kinds[kind]["rows"] for kind in ("chain", "recovery", "translation"))
 
 
