@@ -95,9 +95,10 @@ def main() -> None:
                 run = transform(recipe, runs=asked.runs, until="bridge" if variant == "original" else "finetune").folder
                 stage = read_manifest(run / "finetune") or {} if variant != "original" else {}
                 dealt = questions[seed % asked.deal:: asked.deal]
-                questions_now = dealt if variant != "original" else questions if seed == 1 else []
+                if variant == "original":  # the same for all seeds: asked once
+                    dealt = questions if seed == asked.seeds[0] else []
                 found[key] = measured(Context(recipe, run, run / "finetune", Silent()),
-                                      "original" if variant == "original" else "finetune", questions_now)
+                                      "original" if variant == "original" else "finetune", dealt)
                 found[key] |= {"training_seconds": stage["metrics"]["training_seconds"]} if stage else {}
                 write_json(file, {"settings": settings, "figures": found})
             print(f"{key}: {found[key]}", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, cast
 
 from jinja2 import TemplateError
@@ -41,18 +41,15 @@ class TransformersEngine:
             ModelError: the chat template has no place for what is said, such as a system prompt.
         """
         prompts = prompts_of(self._tokenizer, conversations)
-        fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._context]
-        for number in sorted(set(range(len(prompts))) - set(fitting)):
-            yield Reply(number, "", (), "too long", len(prompts[number]), 0)
+        fitting, too_long = by_room(prompts, self._context)
+        yield from too_long
         how = Sampling(sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, stop_ids=self._stops,
                        seed=sampling.seed)
         named = numbered(conversations)
         for made in self._engine.generate([prompts[number] for number in fitting], sampling=how,
                                           draws=[named[number].draw for number in fitting]):
             number = fitting[made.index]
-            ids = made.ids[:-1] if made.finish == "stop" else made.ids
-            yield Reply(number, str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), made.finish,
-                        len(prompts[number]), len(made.ids))
+            yield reply_of(self._tokenizer, number, len(prompts[number]), made.ids, self._stops)
 
     def close(self) -> None:
         """Nothing is held but memory, which goes with the object."""
@@ -66,6 +63,20 @@ def prompts_of(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
     """
     _check_system(tokenizer, conversations)
     return [prompt_ids(tokenizer, conversation) for conversation in conversations]
+
+
+def by_room(prompts: Sequence[Sequence[int]], context: int) -> tuple[list[int], list[Reply]]:
+    """Numbers of the prompts that leave room for a reply, and what is replied to the others."""
+    fitting = [number for number, ids in enumerate(prompts) if len(ids) < context]
+    return fitting, [Reply(number, "", (), "too long", len(ids), 0) for number, ids in enumerate(prompts) if len(ids) >= context]
+
+
+def reply_of(tokenizer: PreTrainedTokenizerBase, number: int, prompt_tokens: int, ids: Sequence[int], stops: Collection[int]) -> Reply:
+    """What an engine's tokens say, up to the first that ends a turn."""
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    said = list(ids[:end])
+    text = str(tokenizer.decode(said, skip_special_tokens=True)).strip()
+    return Reply(number, text, tuple(said), "length" if end is None else "stop", prompt_tokens, len(said) + (end is not None))
 
 
 def _check_system(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from transllm.errors import MissingExtraError, ModelError
 from transllm.generation.conversation import Conversation, Reply, ReplySampling, reply_seeds
-from transllm.generation.in_process import prompts_of
+from transllm.generation.in_process import by_room, prompts_of, reply_of
 from transllm.generation.side_by_side import side_by_side
 from transllm.model import ChatTokenizer
 
@@ -54,9 +54,8 @@ class LlamaCppEngine:
     def generate(self, conversations: Sequence[Conversation], *, sampling: ReplySampling) -> Iterator[Reply]:
         """See ``ConversationEngine.generate``."""
         prompts = prompts_of(self._chat.tokenizer, conversations)
-        fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._chat.context]
-        for number in sorted(set(range(len(prompts))) - set(fitting)):
-            yield Reply(number, "", (), "too long", len(prompts[number]), 0)
+        fitting, too_long = by_room(prompts, self._chat.context)
+        yield from too_long
         if not fitting:
             return
         seeds = reply_seeds(conversations, sampling.seed)
@@ -97,11 +96,7 @@ class LlamaCppEngine:
                    "temperature": sampling.temperature, "top_p": sampling.top_p, "samplers": ["temperature", "top_p"], "seed": seed,
                    "repeat_penalty": 1.0, "return_tokens": True, "cache_prompt": False}
         made = await host.ask(client, request)
-        ids: list[int] = made["tokens"]
-        end = next((place for place, token in enumerate(ids) if token in self._chat.stops), None)
-        said = ids if end is None else ids[:end]
-        return Reply(number, str(self._chat.tokenizer.decode(said, skip_special_tokens=True)).strip(), tuple(said),
-                     "length" if end is None else "stop", len(prompt), len(ids) if end is None else end + 1)
+        return reply_of(self._chat.tokenizer, number, len(prompt), made["tokens"], self._chat.stops)
 
 
 class _Host:

@@ -19,8 +19,9 @@ import torch
 
 from transllm.errors import MissingExtraError, ModelError
 from transllm.generation.conversation import Conversation, Reply, ReplySampling, reply_seeds
-from transllm.generation.in_process import prompts_of
+from transllm.generation.in_process import by_room, prompts_of, reply_of
 from transllm.model import ChatTokenizer
+from transllm.model.source import first_line
 
 _CPU_CACHE = 4 << 30  # bytes for keys and values on a processor, at most; vLLM would take nine tenths of the machine
 _WAITING = 1024  # requests in its hands at once: enough to keep any batch full
@@ -53,9 +54,8 @@ class VllmEngine:
             # Loading draws bars of its own; our progress speaks.
             llm: Any = LLM(str(model), tokenizer=str(model), dtype=str(dtype).removeprefix("torch."), seed=0, use_tqdm_on_load=False,
                            **_for_device())
-        except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
-            said = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ModelError(f"vLLM cannot load '{model}': {said[0]} Set recover.engine to 'transformers'.") from error
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(f"vLLM cannot load '{model}': {first_line(error)} Set recover.engine to 'transformers'.") from error
         self._engine: Any = llm.llm_engine
         self._context = min(chat.context, int(self._engine.model_config.max_model_len))
         padded = self._engine.model_config.get_vocab_size() > len(chat.tokenizer)
@@ -65,20 +65,21 @@ class VllmEngine:
         """See ``ConversationEngine.generate``."""
         prompts = prompts_of(self._chat.tokenizer, conversations)
         seeds = reply_seeds(conversations, sampling.seed)
-        fitting = [number for number, ids in enumerate(prompts) if len(ids) < self._context]
-        for number in sorted(set(range(len(prompts))) - set(fitting)):
-            yield Reply(number, "", (), "too long", len(prompts[number]), 0)
-        waiting, asked = iter(fitting), dict[str, int]()
+        fitting, too_long = by_room(prompts, self._context)
+        yield from too_long
+        waiting, asked = iter(fitting), set[str]()
         try:
             while True:
                 for number in islice(waiting, _WAITING - len(asked)):
-                    asked[self._ask(number, prompts[number], sampling, seeds[number])] = number
+                    self._ask(number, prompts[number], sampling, seeds[number])
+                    asked.add(str(number))
                 if not asked:
                     return
                 for done in self._engine.step():
                     if done.finished:
-                        number = asked.pop(done.request_id)
-                        yield self._reply(number, len(prompts[number]), list(done.outputs[0].token_ids))
+                        asked.remove(done.request_id)
+                        number, ids = int(done.request_id), done.outputs[0].token_ids
+                        yield reply_of(self._chat.tokenizer, number, len(prompts[number]), ids, self._chat.stops)
         finally:
             if asked and self._engine is not None:
                 self._engine.abort_request(list(asked))  # nobody waits for these
@@ -93,8 +94,8 @@ class VllmEngine:
         gc.collect()  # its parts hold one another
         cleanup_dist_env_and_memory()
 
-    def _ask(self, number: int, prompt: list[int], sampling: ReplySampling, seed: int) -> str:
-        """Hand a prompt to vLLM; the name by which its reply will come."""
+    def _ask(self, number: int, prompt: list[int], sampling: ReplySampling, seed: int) -> None:
+        """Hand a prompt to vLLM; its reply will come by the number as a name."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -102,14 +103,6 @@ class VllmEngine:
                              top_p=sampling.top_p, seed=seed if sampling.temperature else None, stop_token_ids=sorted(self._chat.stops),
                              allowed_token_ids=self._allowed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
         self._engine.add_request(str(number), {"prompt_token_ids": prompt}, how)
-        return str(number)
-
-    def _reply(self, number: int, prompt: int, ids: list[int]) -> Reply:
-        """The token that ends a reply is the last of vLLM's ids."""
-        ended = bool(ids) and ids[-1] in self._chat.stops
-        said = ids[:-1] if ended else ids
-        text = str(self._chat.tokenizer.decode(said, skip_special_tokens=True)).strip()
-        return Reply(number, text, tuple(said), "stop" if ended else "length", prompt, len(ids))
 
 
 def require_vllm() -> None:
@@ -123,7 +116,7 @@ def require_vllm() -> None:
         from vllm import LLM  # noqa: F401  (vllm's names are imported when they are asked for)
         from vllm.platforms import current_platform
     except (ImportError, RuntimeError, OSError) as error:
-        raise ModelError(f"vLLM is installed and cannot be imported: {str(error).splitlines()[0]}. Its version and torch's must fit each "
+        raise ModelError(f"vLLM is installed and cannot be imported: {first_line(error)} Its version and torch's must fit each "
                          "other; or set recover.engine to 'auto' or 'transformers'.") from error
     if not torch.cuda.is_available() and not current_platform.is_cpu():
         raise ModelError("The engine 'vllm' needs a CUDA device, or a build of vLLM for processors, and neither is here. Set "
