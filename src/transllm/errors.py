@@ -74,3 +74,9 @@ class MissingExtraError(TransLLMError):
     def __init__(self, module: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{module}', which is not installed. "
                          f"Install it with: pip install 'transllm[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a sentence of ours: its first line without a full stop, or its kind where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0].rstrip(".") if said else type(error).__name__

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from transllm.errors import Ended, LostProcessError, RunError
+from transllm.errors import Ended, LostProcessError, RunError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,6 +214,6 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        what = str(error).strip().splitlines()[0]
         raise LostProcessError("The connection to the other processes of this run broke off: one of them was killed, ran out of memory or "
-                               f"lost its network. Run the same command again to go on from the last checkpoint. ({what})") from error
+                               "lost its network. Run the same command again to go on from the last checkpoint. "
+                               f"({first_line(error)})") from error

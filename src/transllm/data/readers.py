@@ -24,7 +24,7 @@ from pathlib import Path
 
 from transllm.data.members import Member
 from transllm.data.package import extract
-from transllm.errors import DataError, MissingExtraError
+from transllm.errors import DataError, MissingExtraError, first_line
 
 Drop = Callable[[str, str], None]
 """Called with (reason, place) for a broken row."""
@@ -136,8 +136,8 @@ def read_parquet(member: Member, columns: Sequence[str | int], drop: Drop) -> It
                 if row is not None:
                     yield row
     except (pyarrow.ArrowException, OSError) as problem:
-        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise DataError(f"{member.name} cannot be read as parquet: {first}. Fetch the file again, or set 'format'.") from problem
+        raise DataError(f"{member.name} cannot be read as parquet: {first_line(problem)}. "
+                        "Fetch the file again, or set 'format'.") from problem
 
 
 def read_records(records: Iterable[object], columns: Sequence[str | int], drop: Drop, *, name: str) -> Iterator[Row]:

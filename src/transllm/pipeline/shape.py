@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from transllm.data.package import package_file
-from transllm.errors import ModelError
+from transllm.errors import ModelError, first_line
 from transllm.model.source import quiet
 from transllm.recipe.schema import Lora, ModelSource
 
@@ -82,7 +82,7 @@ def shape_of(source: ModelSource, lora: Lora, *, folder: Path, config: Path | No
         try:
             return _counted(_own_config(source, folder), lora, origin=f"the config of {source.source}")
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"The config of '{source.source}' cannot be read: {str(error).splitlines()[0].rstrip('.')}. "
+            raise ModelError(f"The config of '{source.source}' cannot be read: {first_line(error)}. "
                              "Give it with --config FILE.json, or give the model's size with --parameters 7B.") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from transllm.errors import DataError, RecipeError
+from transllm.errors import DataError, RecipeError, first_line
 
 _BOOL = "tag:yaml.org,2002:bool"
 _FLOAT = "tag:yaml.org,2002:float"
@@ -79,7 +79,7 @@ def parse(text: str, *, where: str) -> tuple[Any, list[str]]:
         what = error.problem or error.context or "unreadable"
         raise RecipeError([f"{place}this is not YAML: {what}. {_hint(text, mark)}"], where=where) from error
     except yaml.YAMLError as error:
-        raise RecipeError([f"This is not YAML: {str(error).splitlines()[0]}. Take the odd character out."], where=where) from error
+        raise RecipeError([f"This is not YAML: {first_line(error)}. Take the odd character out."], where=where) from error
     return value, loader.problems
 
 

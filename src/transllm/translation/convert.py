@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from transllm.errors import ModelError
+from transllm.errors import ModelError, first_line
 from transllm.model.source import quiet
 
 
@@ -31,7 +31,7 @@ def model_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, ignore_patterns=["*.h5", "*.msgpack", "*.ot", "onnx/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"The model '{name}' of bridge.translator.model cannot be had from the hub ({str(error).splitlines()[0]}). See to "
+        raise ModelError(f"The model '{name}' of bridge.translator.model cannot be had from the hub ({first_line(error)}). See to "
                          "the name and the connection, or name a folder.") from error
 
 
@@ -55,7 +55,7 @@ def converted(folder: Path, name: str, cache: Path) -> Path:
                 _convert(folder, partial)
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 shutil.rmtree(partial, ignore_errors=True)
-                raise ModelError(f"The model '{name}' cannot be converted for CTranslate2 ({str(error).splitlines()[0]}). It must be the "
+                raise ModelError(f"The model '{name}' cannot be converted for CTranslate2 ({first_line(error)}). It must be the "
                                  "whole folder of an NLLB-200, M2M-100 or Opus-MT model.") from error
             partial.rename(made)
     return made

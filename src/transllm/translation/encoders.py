@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from transllm.errors import MissingExtraError, ModelError
+from transllm.errors import MissingExtraError, ModelError, first_line
 from transllm.model import default_device
 from transllm.tokenizer import SpanTokenizer
 
@@ -96,7 +96,7 @@ class HubEncoder:
             self._tokenizer = AutoTokenizer.from_pretrained(source)
             self._model = AutoModel.from_pretrained(source).eval().to(default_device())
         except (OSError, ValueError) as error:
-            raise ModelError(f"The encoder '{source}' of bridge.encoder cannot be loaded: {str(error).splitlines()[0]} "
+            raise ModelError(f"The encoder '{source}' of bridge.encoder cannot be loaded: {first_line(error)}. "
                              "Name a hub id or a folder that is there, or take the run's own model: 'self'.") from error
         if self._tokenizer.pad_token_id is None:
             raise ModelError(f"The tokenizer of the encoder '{source}' has no padding token, so it is no sentence encoder. "

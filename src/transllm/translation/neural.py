@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transllm.errors import MissingExtraError, ModelError
+from transllm.errors import MissingExtraError, ModelError, first_line
 from transllm.languages import Language
 from transllm.translation.codes import ENGLISH, m2m, nllb, opus
 from transllm.translation.convert import converted, model_folder
@@ -86,7 +86,7 @@ class _Loaded:
         try:
             self._tokenizer = kinds[self.family].from_pretrained(str(folder))
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"The tokenizer of '{name}' cannot be loaded ({str(error).splitlines()[0]}). The folder of a CTranslate2 "
+            raise ModelError(f"The tokenizer of '{name}' cannot be loaded ({first_line(error)}). The folder of a CTranslate2 "
                              "model needs the tokenizer's files beside model.bin (ct2-transformers-converter has --copy_files).") from error
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         try:
