@@ -43,9 +43,6 @@ class VllmEngine:
 
     def __init__(self, model: Path | str, chat: ChatTokenizer, *, dtype: torch.dtype) -> None:
         require_vllm()
-        if torch.distributed.is_initialized():
-            raise ModelError("vLLM cannot start in a run of several processes. Run 'transllm run RECIPE --until recover' without the "
-                             "launcher first, then the whole with it.")
         from vllm import LLM
 
         self._chat = chat
@@ -105,9 +102,12 @@ class VllmEngine:
 
 
 def require_vllm() -> None:
-    """Raise if vLLM is missing, or does not start, or a device of the kind that it was built for is not there."""
+    """Raise if vLLM is missing, or cannot start in this process, or a device of the kind that it was built for is not there."""
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vllm", "vllm", "The engine 'vllm' of recover.engine")
+    if torch.distributed.is_initialized():  # it would make a process group of its own
+        raise ModelError("vLLM cannot start in a run of several processes. Run 'transllm run RECIPE --until recover' without the "
+                         "launcher first, then the whole with it.")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # some hundred lines for each start, otherwise
     # On one device its loop runs in this process, which then needs no guard of '__main__', and whose end leaves nothing behind.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
