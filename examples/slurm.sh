@@ -13,7 +13,7 @@ set -euo pipefail
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / 8))
-# To share out frozen weights (FSDP2): export ACCELERATE_USE_FSDP=true FSDP_VERSION=2
+# To share out the layers (FSDP2): export ACCELERATE_USE_FSDP=true FSDP_VERSION=2
 # --kill-on-bad-exit: where a node is lost, the others must not wait for it.
 srun --kill-on-bad-exit=1 bash -c 'exec torchrun --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --nproc-per-node 8 \
     --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" -m transllm run "$0" --runs "$1"' "$1" "$2"

@@ -132,6 +132,51 @@ def copy_main(tensors: Sequence[Tensor]) -> None:
         _together(tensors, lambda flat: _distributed().broadcast(flat, src=0))
 
 
+def is_shared(tensor: Tensor) -> bool:
+    """Whether each process holds a part of a tensor (FSDP2)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that all share; any other as it is."""
+    own: Any = tensor.detach()
+    return cast("Tensor", own.to_local() if is_shared(own) else own)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that all share, whole, on the processor of the main process. All must ask; the others get an empty one, so that a machine
+    holds the model once. Any other tensor as it is.
+
+    Raises:
+        LostProcessError: one of them has ended.
+    """
+    own: Any = tensor.detach()
+    if not is_shared(own):
+        return cast("Tensor", own)
+    with _talking():
+        joint: Tensor = own.full_tensor()
+    return joint.cpu() if is_main() else joint.new_empty(0, device="cpu")
+
+
+def parted(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has, shared out as ``like`` is; itself where that is whole."""
+    if not is_shared(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    shared: Any = like
+    return distribute_tensor(tensor, shared.device_mesh, shared.placements, src_data_rank=None)  # None: nothing is sent
+
+
+def lending() -> contextlib.AbstractContextManager[None]:
+    """Inside, weights that processes share may be asked for.
+
+    Raises:
+        LostProcessError: one of them has ended. NCCL does not notice: there it is the launcher that ends this process.
+    """
+    return _talking("gloo")
+
+
 def _together(tensors: Sequence[Tensor], send: Callable[[Tensor], object]) -> None:
     """Send tensors joined to a few long ones."""
     import torch
@@ -210,10 +255,13 @@ def _first_to_fail(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _talking() -> Iterator[None]:
+def _talking(sign: str = "") -> Iterator[None]:
+    """Inside, an error of another library that has this sign is one of the connection."""
     try:
         yield
     except RuntimeError as error:
+        if sign not in str(error):
+            raise
         raise LostProcessError("The connection to the other processes of this run broke off: one of them was killed, ran out of memory or "
                                "lost its network. Run the same command again to go on from the last checkpoint. "
                                f"({first_line(error)})") from error

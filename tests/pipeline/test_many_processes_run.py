@@ -29,10 +29,11 @@ def _losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_jsonl(folder / "log.jsonl") if "loss" in line]
 
 
-def _close(folder: Path, expected: Path) -> None:
+def _close(folder: Path, expected: Path, file: str = "adapter_model.safetensors") -> None:
     """The same training, within what the order of sums and 16 steps of Adam make of float32."""
     assert _losses(folder) == pytest.approx(_losses(expected), rel=1e-3)
-    mine, theirs = (load_file(path / "adapter_model.safetensors") for path in (folder, expected))
+    mine, theirs = (load_file(path / file) for path in (folder, expected))
+    assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         assert (~torch.isclose(tensor, theirs[name], rtol=1e-2, atol=1e-3)).float().mean() < 0.02, name
 
@@ -55,6 +56,45 @@ def test_a_whole_run(home: Any, cli: Any, tmp_path: Path) -> None:
     assert (main.code, other.code, other.out, other.err) == (0, 0, "", ""), main.err + other.err
     assert "Chat:" in main.out and main.err.count("done already") == 3
     assert json.loads((tmp_path / "tiny" / "finetune" / "manifest.json").read_text())["metrics"]["sharded"]
+
+
+def test_all_weights_train_shared_out(home: Any, cli: Any, tmp_path: Path) -> None:
+    """Two stages, so that the second goes on from what two processes put together; it is stopped and goes on."""
+    mine = home.at(tmp_path / "home")
+    stage = {"tokens": 2000, "micro_tokens": 64, "learning_rate": 1e-3}
+    mine.write(training={"train": "full"}, pretrain=stage, bitext=stage)
+    sharing = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+    run = tmp_path / "tiny"
+    commands = _both(cli, "run", mine.recipe, "--runs", tmp_path, "--until", "bitext", **sharing)
+    assert commands[0].until(lambda: len(_losses(run / "bitext")) >= 3)
+    commands[1].signal(signal.SIGTERM)
+    stopped = [command.wait() for command in commands]
+    assert [one.code for one in stopped] == [143, 143], stopped
+    done = [command.wait() for command in _both(cli, "run", mine.recipe, "--runs", tmp_path, "--until", "bitext", **sharing)]
+    assert [one.code for one in done] == [0, 0], done
+    metrics = json.loads((run / "bitext" / "manifest.json").read_text())["metrics"]
+    assert (metrics["processes"], metrics["sharded"], metrics["train"]) == (2, True, "full")
+    assert not (run / "bitext" / "checkpoints").exists()
+    alone = cli("run", mine.recipe, "--runs", tmp_path / "alone", "--until", "bitext")
+    assert alone.code == 0, alone.err
+    for name in ("pretrain", "bitext"):
+        for file in ("body.safetensors", "rows.safetensors"):
+            _close(run / name, tmp_path / "alone" / "tiny" / name, file)
+
+
+def test_a_process_that_has_a_part_of_the_state_is_killed(home: Any, cli: Any, tmp_path: Path) -> None:
+    """What it had cannot be saved any more: the last checkpoint before stays, and the error says so."""
+    mine = home.at(tmp_path / "home")
+    mine.write(pretrain={"tokens": 200_000}, training={"train": "full", "checkpoint_minutes": 0.0001})
+    run = tmp_path / "tiny"
+    main, other = _both(cli, "run", mine.recipe, "--runs", tmp_path, "--until", "pretrain", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    assert main.until(lambda: len(_losses(run / "pretrain")) >= 4)
+    other.signal(signal.SIGKILL)
+    done = main.wait()
+    assert done.code == 1 and "Traceback" not in done.err and done.err.count("error:") == 1, done.err
+    assert "Run the same command again to go on from the last checkpoint" in done.err
+    steps = [int(file.stem[5:]) for file in sorted((run / "pretrain" / "checkpoints").iterdir())]
+    assert len(steps) == 2 and steps[-1] >= 2
 
 
 def test_a_killed_process_ends_the_run(home: Any, cli: Any, tmp_path: Path) -> None:

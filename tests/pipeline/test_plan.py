@@ -55,10 +55,14 @@ def test_steps_are_those_of_the_loop(batch: int, bins: int, steps: int, tmp_path
 
 
 def test_memory_of_each_strategy_by_hand() -> None:
-    held = {name: Cluster(4, 1, name).held(1000.0, 800.0, 10.0, 100.0) for name in STRATEGIES}
+    held = {name: Cluster(4, 1, name).held(1000.0, 800.0, 10.0, 200.0) for name in STRATEGIES}
     assert held == {"ddp": 1000 + 160, "fsdp": 200 + 200 + 200 + 160, "zero2": 1000 + 40 + 30, "zero3": 250 + 200 + 40}
-    assert Cluster(1, 1, "zero3").held(1000.0, 800.0, 10.0, 100.0) == 1160
+    assert Cluster(1, 1, "zero3").held(1000.0, 800.0, 10.0, 200.0) == 1160
+    full = {name: Cluster(4, 1, name).held(0.0, 0.0, 100.0, 50.0, body=80.0) for name in STRATEGIES}
+    assert full == {"ddp": 1600, "fsdp": 50 + 16 * (20 + 20), "zero2": 400 + 300, "zero3": 50 + 400}
     cluster = Cluster(4, 2, "fsdp", bandwidth_gbs=2.0)
+    assert cluster.seconds_a_step(1e9, body=9e8) == pytest.approx(2 * 0.75 * 4e8 / 2e9)
+    assert cluster.seconds_a_bin(9e9, 8e9, body=4e9) == pytest.approx(0.75 * (2 * 8e9 + 4 * 4e9) / 2e9)
     assert cluster.seconds_a_step(1e9) == pytest.approx(2 * 0.75 * 4e9 / 2e9)
     assert cluster.seconds_a_bin(9e9, 8e9) == pytest.approx(2 * 0.75 * 8e9 / 2e9)
     assert Cluster(4, 2, "ddp").seconds_a_bin(9e9, 8e9) == 0
@@ -104,6 +108,16 @@ def test_seventy_billion_on_many_nodes(tmp_path: Path) -> None:
     assert memory["ddp"] > 130 > 80 > memory["fsdp"] > memory["zero3"]  # 131 GiB of weights
     assert made.stages[2].memory_gib == memory["fsdp"]
     assert made.stages[4].memory_gib > 130  # answers are written on one device
+
+
+def test_all_weights_of_seven_billion_on_eight() -> None:
+    """16 bytes a weight, of the layers' 6.5 billion shared by eight; embedding and head whole."""
+    recipe = load_recipe(LLAMA, overrides=["training.train=full"])
+    made = plan(recipe, config=LLAMA_CONFIG, device=DEVICES["h100"], cluster=Cluster(8, 1, "fsdp"))
+    memory = {name: found[0] for name, found in made.strategies.items()}
+    layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 4096
+    assert memory["ddp"] - memory["fsdp"] == pytest.approx((16 * layers * 7 / 8 - (layers - 4096) / 32 * (2 * 2 + 2 + 4)) / 2**30, rel=1e-6)
+    assert memory["ddp"] > 100 > 80 > memory["fsdp"] > memory["zero3"] and made.stages[2].memory_gib == memory["fsdp"]
 
 
 def test_what_a_recipe_says_of_its_rows() -> None:

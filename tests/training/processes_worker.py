@@ -16,15 +16,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed.fsdp  # what is imported before the fork is imported once
 
 from transllm import processes
+from transllm.errors import Ended, TrainingError
 from transllm.model import Adapted, attach, load_folder, shard
 from transllm.progress import Silent
 from transllm.recipe.schema import Lora, Training, TrainStage
-from transllm.training import Interrupted, Rows, train
+from transllm.training import Interrupted, Rows, loop, train
 
 
 class _Deed(Silent):
@@ -48,28 +50,60 @@ def run(work: dict[str, Any]) -> None:
     folder = Path(work["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(3 if processes.is_main() else 4)  # the others' fresh adapters are other ones, as in life
-    training = Training(lora=Lora(r=4, alpha=8, dropout=work.get("dropout", 0.0)), log_every=1, clip_gradient=0.5,
-                        checkpoint_minutes=1e9, trackers=[], gradient_checkpointing=work.get("gradient_checkpointing", False))
+    training = Training(train=work.get("train", "lora"), lora=Lora(r=4, alpha=8, dropout=work.get("dropout", 0.0)), log_every=1,
+                        clip_gradient=0.5, checkpoint_minutes=1e-9 if work.get("saves") and processes.is_main() else 1e9, trackers=[],
+                        gradient_checkpointing=work.get("gradient_checkpointing", False))
     model, _ = load_folder(Path(work["model"]))
+    if work.get("gain"):  # a weight that not every process can have a part of
+        layer = model.get_decoder().layers[0]
+        layer.register_parameter("gain", torch.nn.Parameter(torch.ones(1)))
+        layer.register_forward_hook(lambda module, inputs, output: output * module.gain)
     adapted = attach(model, original_size=work["original_size"], size=work["size"], training=training,
                      dtype=getattr(torch, work.get("dtype", "float32")))
     if work.get("shard"):
-        shard(adapted, torch.device("cpu"))
+        with mock.patch.dict(os.environ, FSDP_RESHARD_AFTER_FORWARD=work.get("reshard", "true")):
+            shard(adapted, torch.device("cpu"))
     if training.gradient_checkpointing:
         adapted.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     ways = adapted.quicken()
-    stage = TrainStage.model_validate({"tokens": 768, "batch_tokens": 192, "micro_tokens": 64, "sequence_length": 32, "learning_rate": 0.02,
-                                       "warmup": 0.2, **work.get("stage", {})})
-    with contextlib.suppress(Interrupted):
-        train(adapted, Rows.open(Path(work["rows"])), stage=stage, training=training, folder=folder, seed=5, progress=_Deed(work),
+    if work.get("killed") == processes.rank():
+        calls = iter(range(10**6))
+        adapted.base.get_decoder().layers[1].register_forward_pre_hook(
+            lambda *_: os.kill(os.getpid(), signal.SIGKILL) if adapted.peft.training and next(calls) == 5 else None)
+    if work.get("spoilt") == processes.rank():
+        adapted.base.get_decoder().register_forward_hook(_spoil)
+    moments: list[int] = []
+    made = loop.make_optimizer
+
+    def watched(*arguments: Any) -> torch.optim.AdamW:
+        optimizer = made(*arguments)
+        optimizer.register_step_post_hook(lambda *_: moments.__setitem__(slice(None), [
+            processes.part(values["exp_avg"]).numel() for values in optimizer.state.values()]))
+        return optimizer
+
+    with contextlib.suppress(Interrupted, TrainingError, Ended), mock.patch.object(loop, "make_optimizer", watched):
+        train(adapted, Rows.open(Path(work["rows"])), stage=stage_of(work), training=training, folder=folder, seed=5, progress=_Deed(work),
               label="test", held_out=lambda: float(adapted.peft.training))
-    torch.save({"trained": adapted.state(), "ways": ways, "kept": _numbers(adapted)}, folder / f"state-{processes.rank()}.pt")
+    torch.save({"trained": adapted.state(), "ways": ways, "kept": _numbers(adapted), "moments": sum(moments)},
+               folder / f"state-{processes.rank()}.pt")
+
+
+def stage_of(work: dict[str, Any]) -> TrainStage:
+    return TrainStage.model_validate({"tokens": 768, "batch_tokens": 192, "micro_tokens": 64, "sequence_length": 32, "learning_rate": 0.02,
+                                      "warmup": 0.2, **work.get("stage", {})})
+
+
+def _spoil(module: Any, inputs: Any, output: Any) -> None:
+    """Let the gradient of a bin not be a number."""
+    hidden = output.last_hidden_state
+    if hidden.requires_grad and hidden.shape[1] > 1:
+        hidden.register_hook(lambda gradient: gradient * torch.nan)
 
 
 def _numbers(adapted: Adapted) -> int:
-    """How many frozen numbers of the layers this process holds."""
-    return sum(getattr(parameter, "_local_tensor", parameter).numel() for name, parameter in adapted.base.named_parameters()
-               if ".layers." in name and not parameter.requires_grad)
+    """How many numbers of the layers this process holds, without an adapter's."""
+    return sum(processes.part(parameter).numel() for name, parameter in adapted.base.named_parameters()
+               if ".layers." in name and "lora" not in name)
 
 
 def _fork(count: int) -> None:

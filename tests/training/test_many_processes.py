@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import torch
 
 from transllm.files import read_jsonl
 from transllm.tokenizer import SpanTokenizer
-from transllm.training import EncodedRow, write_rows
+from transllm.training import EncodedRow, Rows, write_rows
+from transllm.training.schedule import plan_steps
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 _spec = importlib.util.spec_from_file_location("processes_worker", WORKER)
@@ -25,6 +27,7 @@ processes_worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(processes_worker)
 SOURCE = str(Path(__file__).parents[2] / "src")
 # One process and two add up the same numbers in another order; float32, 4 steps of Adam.
+STEPS = 3 * 192 + 64  # tokens
 LOSS, WEIGHT = {"rel": 1e-5}, {"rtol": 1e-3, "atol": 1e-4}
 
 
@@ -43,7 +46,7 @@ def work(make_folders: Callable[[str], Any], tiny_spans: SpanTokenizer, tmp_path
 
     def make(target: Path, **settings: Any) -> dict[str, Any]:
         return {"folder": str(target), "rows": str(folder), "model": str(make_folders(settings.pop("kind", "tied")).extended),
-                "original_size": tiny_spans.original_size, "size": tiny_spans.size, "stage": {"tokens": 3 * 192 + 64}, **settings}
+                "original_size": tiny_spans.original_size, "size": tiny_spans.size, "stage": {"tokens": STEPS}, **settings}
 
     return make
 
@@ -82,21 +85,32 @@ def _same(folder: Path, expected: Path) -> None:
         assert far.float().mean() < 0.01, name
 
 
+FULL: dict[str, Any] = {"train": "full", "stage": {"tokens": STEPS, "learning_rate": 0.002}}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {}, "untied": {"kind": "untied"}, "dropout": {"dropout": 0.3}, "padded": {"kind": "padded"}, "sharded": {"shard": True},
-    "sharded untied": {"shard": True, "kind": "untied", "dropout": 0.3},
-    "sharded checkpointing": {"shard": True, "gradient_checkpointing": True}, "sharded bfloat16": {"shard": True, "dtype": "bfloat16"}}
+    "sharded untied": {"shard": True, "kind": "untied", "dropout": 0.3, "reshard": "false"},
+    "sharded checkpointing": {"shard": True, "gradient_checkpointing": True}, "sharded bfloat16": {"shard": True, "dtype": "bfloat16"},
+    "full": FULL, "full sharded": {"shard": True, "saves": True, **FULL},
+    "full sharded untied": {"shard": True, "kind": "untied", "reshard": "false", **FULL},
+    "full sharded checkpointing": {"shard": True, "gradient_checkpointing": True, **FULL},
+    "full sharded gain": {"shard": True, "gain": True, **FULL},
+    "full sharded bfloat16": {"shard": True, "dtype": "bfloat16", **FULL}}
 
 
 @pytest.fixture(scope="module")
 def both(work: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cases with one process, which is this one, and with two; and a training that goes from one to two and back to one."""
+    """All cases with one process, which is this one, and with two; and trainings that go from one to two and back to one. In one of two
+    processes a gradient is not a number."""
     folder = tmp_path_factory.mktemp("both")
-    across = work(folder / "across", dropout=0.3)
-    processes_worker.run({**across, "at": 1, "rank": 0, "signal": "SIGTERM"})
+    across = [work(folder / "across", dropout=0.3), work(folder / "full across", **FULL)]
+    for one in across:
+        processes_worker.run({**one, "at": 1, "rank": 0, "signal": "SIGTERM"})
     works = [work(folder / f"{name} 2", **settings) for name, settings in CASES.items()]
-    _two([{**across, "at": 1, "rank": 1, "signal": "SIGINT"}, *works], folder)
-    processes_worker.run(across)
+    spoilt = [work(folder / f"{name} spoilt", shard=True, spoilt=1, **settings) for name, settings in (("lora", {}), ("full", FULL))]
+    stopped = [{**one, "at": 1, "rank": 1, "signal": "SIGINT", "shard": one.get("train") == "full"} for one in across]
+    _two([*stopped, *works, *spoilt], folder)
+    for one in across:
+        processes_worker.run(one)
     for name, settings in CASES.items():
         processes_worker.run(work(folder / f"{name} 1", **{**settings, "shard": False}))
     return folder
@@ -109,22 +123,50 @@ def test_two_processes_are_one(both: Path, name: str) -> None:
     else:
         for left, right in zip(_log(both / f"{name} 2"), _log(both / f"{name} 1"), strict=True):
             assert left["loss"] == pytest.approx(right["loss"], rel=1e-2)
+    other = _trained(both / f"{name} 2", 1)
     for key, tensor in _trained(both / f"{name} 2").items():
-        assert torch.equal(tensor, _trained(both / f"{name} 2", 1)[key]), "the processes went apart"
+        if name.startswith("full sharded") and not any(end in key for end in ("embed_tokens", "lm_head")):
+            assert not other[key].numel(), "what is put together is the main process's alone"
+        else:
+            assert torch.equal(tensor, other[key]), "the processes went apart"
 
 
-def test_a_checkpoint_loads_under_another_number(both: Path) -> None:
-    """One process makes the first step, two the second, until a signal reaches one of them, and one the rest."""
-    assert sorted(path.name for path in (both / "across" / "checkpoints").iterdir()) == ["step-00000001.pt", "step-00000002.pt"]
-    _same(both / "across", both / "dropout 1")
+@pytest.mark.parametrize(("name", "same"), [("across", "dropout 1"), ("full across", "full 1")])
+def test_a_checkpoint_loads_under_another_number(both: Path, name: str, same: str) -> None:
+    """One process makes the first step, two the second, until a signal reaches one of them, and one the rest. Where all weights train,
+    the two share them."""
+    assert sorted(path.name for path in (both / name / "checkpoints").iterdir()) == ["step-00000001.pt", "step-00000002.pt"]
+    _same(both / name, both / same)
+
+
+def _kept(folder: Path, what: str = "kept") -> list[int]:
+    return [torch.load(folder / f"state-{rank}.pt")[what] for rank in (0, 1)]
 
 
 def test_frozen_weights_are_shared_out(both: Path) -> None:
-    def kept(name: str) -> list[int]:
-        return [torch.load(both / name / f"state-{rank}.pt")["kept"] for rank in (0, 1)]
+    whole = _kept(both / "plain 2")[0]
+    assert _kept(both / "plain 2") == [whole, whole] and _kept(both / "sharded 2") == [whole // 2, whole // 2]
 
-    whole = kept("plain 2")[0]
-    assert kept("plain 2") == [whole, whole] and kept("sharded 2") == [whole // 2, whole // 2]
+
+def test_weights_that_train_are_shared_out_with_their_moments(both: Path) -> None:
+    rows = sum(tensor.numel() for name, tensor in _trained(both / "full 2").items() if "embed_tokens" in name)
+    for what, whole in (("kept", 0), ("moments", rows)):
+        every = _kept(both / "full 2", what)
+        assert every[0] == every[1] > whole
+        assert _kept(both / "full sharded 2", what) == [whole + (every[0] - whole) // 2] * 2, what
+
+
+def test_processes_that_share_what_trains_agree_when_to_save(both: Path) -> None:
+    assert sorted(path.name for path in (both / "full sharded 2" / "checkpoints").iterdir()) == ["step-00000002.pt", "step-00000003.pt"]
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_a_gradient_that_is_not_a_number_is_found_in_the_bin_of_its_process(both: Path, work: Callable[..., Any], name: str) -> None:
+    """Not in those of the others, whose parts of the sum it spoils too."""
+    saved = json.loads((both / f"{name} spoilt" / "not_a_number.json").read_text())
+    first, second, _ = plan_steps(Rows.open(Path(work(both)["rows"])), processes_worker.stage_of(work(both)), seed=5)[0]
+    assert [packed["rows"] for packed in saved["bins"]] == [second, first], "the first is there for company"
+    assert all(found["gradients"] and math.isfinite(float(found["loss"])) for found in saved["found"]) and not saved["weights"]
 
 
 def test_a_killed_process_ends_the_run_with_a_checkpoint(both: Path, work: Callable[..., Any], tmp_path: Path) -> None:
@@ -139,3 +181,14 @@ def test_a_killed_process_ends_the_run_with_a_checkpoint(both: Path, work: Calla
     assert int(saved.stem[5:]) in (1, 2), "the second step is lost if the last of its sums was still on its way"
     processes_worker.run(killed)
     _same(tmp_path / "killed", both / "plain 1")
+
+
+@pytest.mark.parametrize(("settings", "steps"), [({}, [2]), (FULL, [])])
+def test_a_process_killed_inside_a_pass_is_noticed(work: Callable[..., Any], tmp_path: Path, settings: dict[str, Any],
+                                                   steps: list[int]) -> None:
+    """In the third step, where the other waits for the weights of a layer. It saves what is whole."""
+    file = tmp_path / "works.json"
+    file.write_text(json.dumps([work(tmp_path / "killed", shard=True, killed=1, **settings)]))
+    done = subprocess.run([sys.executable, str(WORKER), str(file), "2"], env=_environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and "LostProcessError: The connection to the other processes" in done.stderr, done.stderr
+    assert [int(saved.stem[5:]) for saved in (tmp_path / "killed").glob("checkpoints/*")] == steps

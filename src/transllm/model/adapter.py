@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from transllm import processes
 from transllm.errors import ModelError
 from transllm.model.attention import PACKED, Documents
 from transllm.model.load import place, weight_of
@@ -37,7 +38,7 @@ class Adapted:
         train: ``lora``, ``rows`` or ``full``, as in the recipe.
         original_size: ids below are the original model's.
         size: ids that the head can predict.
-        sharded: whether processes share the frozen weights out among them; see ``shard``.
+        sharded: whether processes share the layers' weights out among them; see ``shard``.
     """
 
     sharded = False
@@ -53,6 +54,11 @@ class Adapted:
     def base(self) -> PreTrainedModel:
         """The transformers model inside."""
         return cast(PreTrainedModel, self.peft.get_base_model()) if isinstance(self.peft, PeftModel) else self.peft
+
+    @property
+    def shares_trained(self) -> bool:
+        """Whether a process holds a part only of what trains. Then what gives or writes the whole of it needs all processes."""
+        return self.sharded and self.train == "full"
 
     @property
     def head(self) -> SplitHead:
@@ -82,6 +88,19 @@ class Adapted:
         """Last hidden states of a packed row. (1, T) -> (1, T, D)"""
         return hidden_states(self.base, ids_1T, documents)
 
+    def pass_by(self) -> Tensor:
+        """The least pass, for company: weights that processes lend each other come and go with a pass, so all must make as many."""
+        return self.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.device), Documents([1], device=self.device))
+
+    def take_back(self) -> None:
+        """Take back what is still lent after a pass without a backward one (fsdp_reshard_after_forward: false)."""
+        from torch.distributed.fsdp import FSDPModule
+
+        if self.sharded:
+            for module in self.base.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     def logits(self, ids_1T: Tensor, documents: Documents) -> Tensor:
         """All logits of a packed row, for checks; training and scoring never hold them. (1, T) -> (1, T, V)"""
         return cast(Tensor, self.head(self.hidden(ids_1T, documents)))
@@ -101,6 +120,7 @@ class Adapted:
         chosen = choose_attention(self.base, attention)
         found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0}
         if self.sharded:  # the others hold on to weights that come and go
+            self.take_back()
             return found
         ids_1T, documents = probe(self.base)
         with torch.no_grad():
@@ -141,8 +161,8 @@ class Adapted:
             self.peft.train(training)
 
     def state(self) -> dict[str, Tensor]:
-        """All trained tensors, by their name in the model."""
-        return {name: parameter.detach() for name, parameter in self.trainable().items()}
+        """All trained tensors, whole, by their name in the model; see ``processes.whole``."""
+        return {name: processes.whole(parameter) for name, parameter in self.trainable().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Put trained tensors back.
@@ -156,17 +176,22 @@ class Adapted:
                              "Run the stage again from its start.")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state[name])
+                parameter.copy_(processes.parted(state[name], like=parameter))
 
     def save(self, folder: Path) -> None:
-        """Write what trained, see ``model/saved.py``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(self.peft, PeftModel):
-            self.peft.peft_config["default"].save_pretrained(str(folder))
-            save_file({name: tensor.contiguous().cpu() for name, tensor in _lora_state(self.peft).items()}, str(folder / ADAPTER))
-        elif self.train == "full":
-            save_body(self.body_parameters(), folder)
-        save_rows(self.row_parameters(), folder, first_new=self.original_size, train=self.train)
+        """Write what trained, see ``model/saved.py``. All processes must call it; the main one writes."""
+        body = {name: processes.whole(parameter) for name, parameter in self.body_parameters().items()} if self.train == "full" else {}
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(self.peft, PeftModel):
+                self.peft.peft_config["default"].save_pretrained(str(folder))
+                save_file({name: tensor.contiguous().cpu() for name, tensor in _lora_state(self.peft).items()}, str(folder / ADAPTER))
+            elif self.train == "full":
+                save_body(body, folder)
+            save_rows(self.row_parameters(), folder, first_new=self.original_size, train=self.train)
+
+        processes.on_main(write)
 
     def load(self, folder: Path) -> None:
         """Go on from what ``save`` wrote.

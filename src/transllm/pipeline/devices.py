@@ -59,32 +59,47 @@ class Cluster:
     strategy: Strategy = "ddp"
     bandwidth_gbs: float = IN_NODE_GBS
 
-    def held(self, frozen: float, shareable: float, trained: float, unit: float) -> float:
+    def held(self, frozen: float, shareable: float, trained: float, lent: float, *, body: float = 0.0) -> float:
         """Bytes of weights, gradients and optimiser on one device.
 
-        ``ddp``: all of it. ``fsdp``: the layers' frozen weights are shared, and two layers are lent at a time; what trains stays whole, as
-        do embedding and head. ``zero2``: gradients and Adam's moments are shared. ``zero3``: everything is.
+        ``ddp``: all of it. ``fsdp``: the layers are shared, and some are lent at a time; an adapter stays whole, as do embedding and head.
+        ``zero2``: gradients and Adam's moments are shared. ``zero3``: everything is.
 
         Args:
             frozen: bytes of all frozen weights.
             shareable: bytes of those that lie in the layers.
             trained: numbers that train; 4 bytes each for value and gradient, 8 for the moments.
-            unit: bytes of one layer's frozen weights.
+            lent: bytes of the layers at work.
+            body: those of the trained that are the layers' own weights.
         """
-        n, lent = self.devices, min(2 * unit, shareable)
+        n = self.devices
         if self.strategy == "ddp" or n == 1:
             return frozen + 16 * trained
         if self.strategy == "fsdp":
-            return frozen - shareable + shareable / n + lent + 16 * trained
+            return frozen - shareable + shareable / n + lent + 16 * self.own(trained, body)
         if self.strategy == "zero2":
             return frozen + (4 + 12 / n) * trained
-        return frozen / n + lent + 16 * trained / n
+        return frozen / n + lent + 16 * self.own(trained, body)
 
-    def seconds_a_step(self, trained: float) -> float:
-        """Summing the gradients of what trains over all devices, once a step, in a ring: 2 (n - 1) / n times their bytes."""
-        return 2 * (self.devices - 1) / self.devices * 4 * trained / (self.bandwidth_gbs * 1e9)
+    def own(self, trained: float, body: float) -> float:
+        """How many of the trained numbers lie on one device; see ``held``."""
+        shared = {"fsdp": body, "zero3": trained}.get(self.strategy, 0.0)
+        return trained - shared + shared / self.devices
 
-    def seconds_a_bin(self, frozen: float, shareable: float) -> float:
-        """Lending the weights of all layers, forward and backward, for each micro batch. It overlaps with computing."""
-        shared = {"fsdp": shareable, "zero3": frozen}.get(self.strategy, 0.0)
-        return 2 * (self.devices - 1) / self.devices * shared / (self.bandwidth_gbs * 1e9)
+    def seconds_a_step(self, trained: float, *, body: float = 0.0) -> float:
+        """Summing the gradients of what trains over all devices, once a step, in a ring: 2 (n - 1) / n times their bytes. Where the layers'
+        own weights train and are shared, theirs are summed with each micro batch."""
+        once = trained - body if self.strategy in ("fsdp", "zero3") else trained
+        return 2 * (self.devices - 1) / self.devices * 4 * once / (self.bandwidth_gbs * 1e9)
+
+    def seconds_a_bin(self, weights: float, layers: float, *, body: float = 0.0) -> float:
+        """Lending weights, forward and backward, for each micro batch, and summing the layers' own gradients. It overlaps with computing.
+
+        Args:
+            weights: bytes of all that can be lent.
+            layers: bytes of those that lie in the layers.
+            body: see ``held``.
+        """
+        shared = {"fsdp": layers, "zero3": weights}.get(self.strategy, 0.0)
+        gradients = 4 * body if shared else 0.0
+        return (self.devices - 1) / self.devices * (2 * shared + gradients) / (self.bandwidth_gbs * 1e9)

@@ -8,6 +8,7 @@ Memory on a device, in training (W: bytes of all weights as computed with; t: nu
 m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
 
 - ``W + 16 t`` (float32 value, gradient, two moments), shared as the strategy says, and ``4 t (k - 1)`` for the other bins' gradients;
+  where layers are shared, two that are lent, and where they train the gradient of one, as computed and in float32;
 - ``k m S``, and the hidden states of the labels; S is counted in the calibration, else ``(10 H + 4 I) L`` numbers (I: the feed-forward
   width), or ``H L`` and one layer with gradient checkpointing;
 - ``3 k · 256 V`` numbers of logits, their gradient and a copy: the loss takes 256 labels at a time;
@@ -64,6 +65,7 @@ class Sizes:
     Attributes:
         new: parameters of new rows, in one matrix.
         trained: numbers that train.
+        body: those of them that are the layers' own weights.
         parameters: all, new rows included.
     """
 
@@ -73,10 +75,11 @@ class Sizes:
         self.new = (recipe.extend.at_most + MARKERS) * shape.hidden
         old = shape.vocabulary * shape.hidden if recipe.training.trains_old_rows else 0
         layers = shape.parameters - self.matrices * shape.vocabulary * shape.hidden
-        body = {"lora": shape.lora_parameters, "rows": 0, "full": layers}[recipe.training.train]
-        self.trained = body + self.matrices * (old + self.new)
+        self.body = layers if recipe.training.train == "full" else 0
+        adapter = shape.lora_parameters if recipe.training.train == "lora" else 0
+        self.trained = self.body + adapter + self.matrices * (old + self.new)
         self.parameters = shape.parameters + self.matrices * self.new
-        self.frozen = shape.parameters - self.matrices * old - (layers if recipe.training.train == "full" else 0)
+        self.frozen = shape.parameters - self.matrices * old - self.body
         self.vocabulary = shape.vocabulary + recipe.extend.at_most + MARKERS
 
 
@@ -150,21 +153,25 @@ class Estimate:
 
     def _steps_seconds(self, work: Learning, cluster: Cluster) -> Span:
         """All steps of a stage: what its devices compute, and what they send."""
-        micro, lent = work.stage.micro_tokens, cluster.seconds_a_bin(*self._frozen_bytes())
+        sizes = self.sizes
+        weights = (sizes.frozen + sizes.body) * self.width
+        micro, lent = work.stage.micro_tokens, cluster.seconds_a_bin(weights, self._layers_bytes(), body=sizes.body)
         one = [max(micro * seconds, lent) for seconds in self.speed.training(work)]
         steps = work.stage.tokens / (micro * work.bins_a_step)
-        a_step = self.speed.update(self.sizes.trained) + (cluster.seconds_a_step(self.sizes.trained) if cluster.devices > 1 else 0.0)
+        a_step = self.speed.update(round(cluster.own(sizes.trained, sizes.body))) + (
+            cluster.seconds_a_step(sizes.trained, body=sizes.body) if cluster.devices > 1 else 0.0)
         bins = math.ceil(work.bins_a_step / cluster.devices)
         return steps * (bins * one[0] + a_step), steps * (bins * one[1] + a_step)
 
-    def _frozen_bytes(self) -> tuple[float, float]:
-        """Bytes of all frozen weights, and of those in the layers."""
-        shape = self.sizes.shape
-        return self.sizes.frozen * self.width, shape.layer_parameters * shape.layers * self.width
+    def _layers_bytes(self) -> float:
+        """Bytes of all layers as computed with."""
+        return self.sizes.shape.layer_parameters * self.sizes.shape.layers * self.width
 
     def _training_memory(self, work: Learning, cluster: Cluster) -> float:
-        frozen, layers = self._frozen_bytes()
-        held = cluster.held(frozen, layers, self.sizes.trained, layers / self.sizes.shape.layers)
+        sizes, layers = self.sizes, self._layers_bytes()
+        gradient = sizes.shape.layer_parameters * (self.width + 4) if sizes.body else 0.0
+        held = cluster.held(sizes.frozen * self.width, 0.0 if sizes.body else layers, sizes.trained,
+                            layers * min(2, sizes.shape.layers) / sizes.shape.layers + gradient, body=sizes.body)
         lanes = self.speed.lanes(work)
         kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
         logits = 3 * min(_CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width

@@ -116,7 +116,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     if before is not None:
         adapted.load(context.run / before)
     if stage.tokens == 0:
-        processes.on_main(lambda: adapted.save(context.folder))
+        adapted.save(context.folder)
         return Result(metrics={"skipped": True})
     if divide:
         shard(adapted, device)
@@ -135,12 +135,8 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
 
     report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
                    progress=context.progress, label=name, held_out=held_out, heavy=heavy, recovery=recovery)
-
-    def keep() -> None:
-        adapted.save(context.folder)
-        shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
-
-    processes.on_main(keep)
+    adapted.save(context.folder)
+    processes.on_main(lambda: shutil.rmtree(context.folder / "checkpoints", ignore_errors=True))
     return Result(
         counts={"training rows": {"read": len(encoded), "kept": len(encoded), "dropped": {}}}, tokens=report.tokens,
         metrics={"steps": report.steps, "labels": report.labels, "loss": report.loss, "training_seconds": round(report.seconds, 2),

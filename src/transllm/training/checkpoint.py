@@ -45,12 +45,16 @@ class Checkpoints:
             old.unlink()
         return file
 
-    def latest(self) -> dict[str, Any] | None:
-        """The newest that is whole; a torn or damaged one is named, and the one before it is taken."""
+    def latest(self, *, mapped: bool = False) -> dict[str, Any] | None:
+        """The newest that is whole; a torn or damaged one is named, and the one before it is taken.
+
+        Args:
+            mapped: leave the tensors in the file until they are read, so that processes of one machine have them in memory once.
+        """
         files = self._files()
         for file in reversed(files):
             try:
-                return _read(file)
+                return _read(file, mapped=mapped)
             except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, NotImplementedError) as error:
                 # What is said of a torn file varies: zipfile, torch and pickle each have their own errors.
                 log.warning("The checkpoint %s cannot be read (%s: %s); taking the one before it.", file.name, type(error).__name__,
@@ -70,11 +74,11 @@ class Checkpoints:
         return sorted(self._folder.glob("step-*.pt"))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, *, mapped: bool) -> dict[str, Any]:
     """Load a checkpoint whose every byte is what was written: torch.load itself accepts a file with flipped or zeroed bytes."""
     with ZipFile(file) as archive:
         damaged = archive.testzip()  # torch writes a CRC-32 of each record
     if damaged is not None:
         raise BadZipFile(f"the checksum of '{damaged}' is wrong")
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     return state

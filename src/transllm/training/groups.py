@@ -16,7 +16,8 @@ def parameter_groups(adapted: Adapted, stage: TrainStage, training: Training) ->
     """The optimiser's groups: ``params``, ``weight_decay``, and ``rate_factor``, which the schedule's rate is multiplied by.
 
     Matrices decay, whether of an adapter or of the model. Rows do not: decay would pull rare tokens to zero. Nor do vectors (norms,
-    biases, DoRA's lengths), which do not start near zero.
+    biases, DoRA's lengths), which do not start near zero. Where all weights train, rows are never in a group with others: processes
+    may share the others out, and fused AdamW takes a group of one kind only.
 
     Raises:
         TrainingError: the head has a rate of its own, but is the embedding.
@@ -27,14 +28,14 @@ def parameter_groups(adapted: Adapted, stage: TrainStage, training: Training) ->
                             "training.new_rows_learning_rate is the rate of both.")
     embedding_rate = training.new_rows_learning_rate or stage.learning_rate
     rates = {"embedding": embedding_rate, "head": training.head_learning_rate or embedding_rate}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in adapted.trainable().items():
         if id(parameter) in rows:
-            kind = rates[rows[id(parameter)]] / stage.learning_rate, 0.0
+            kind = rates[rows[id(parameter)]] / stage.learning_rate, 0.0, adapted.train == "full"
         else:
-            kind = training.lora.b_factor if "lora_B" in name else 1.0, stage.weight_decay if parameter.ndim > 1 else 0.0
+            kind = training.lora.b_factor if "lora_B" in name else 1.0, stage.weight_decay if parameter.ndim > 1 else 0.0, False
         groups.setdefault(kind, []).append(parameter)
-    return [{"params": params, "rate_factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()]
+    return [{"params": params, "rate_factor": factor, "weight_decay": decay} for (factor, decay, _), params in groups.items()]
 
 
 def make_optimizer(adapted: Adapted, stage: TrainStage, training: Training) -> torch.optim.AdamW:

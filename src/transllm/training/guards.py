@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from transllm import processes
 from transllm.errors import Ended, TrainingError
@@ -110,18 +111,22 @@ class Guards:
         Every process does so with its own; the first that finds something tells.
         """
         parameters = self._adapted.trainable()
-        spoilt = [name for name, parameter in self._adapted.peft.named_parameters() if not parameter.isfinite().all()]
-        for parameter in parameters.values():
-            parameter.grad = None
+        spoilt = _not_finite(self._adapted.peft.named_parameters())
         found = []
         heard = hear(self._adapted, [share.batch.mirror for share in batch.shares], run_lanes=None)
+        shared = self._adapted.shares_trained
         for share, states in zip(batch.shares, heard, strict=True):
-            torch.manual_seed(share.seed)
-            loss = self._module(share.batch, states).whole
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            names = [name for name, gradient in zip(parameters, gradients, strict=True)
-                     if gradient is not None and not gradient.isfinite().all()]
-            found.append((float(loss.detach()), names))
+            # A backward pass adds up the gradients of all processes where they share them: one computes a bin, the others keep it company.
+            for turn in range(processes.world()) if shared else [processes.rank()]:
+                for parameter in parameters.values():
+                    parameter.grad = None
+                torch.manual_seed(share.seed)
+                mine = turn == processes.rank()
+                loss = self._module(share.batch, states).whole if mine else self._adapted.pass_by().sum() * 0.0
+                loss.backward()
+                names = _not_finite((name, parameter.grad) for name, parameter in parameters.items())
+                if mine:
+                    found.append((float(loss.detach()), names))
         bad = [number for number, (loss, names) in enumerate(found) if not math.isfinite(loss) or names]
         finders = processes.summed(*(bool(spoilt or bad) and rank == processes.rank() for rank in range(processes.world())))
         if processes.rank() != (finders.index(1.0) if any(finders) else 0):
@@ -169,3 +174,12 @@ class Guards:
                 for rows, lengths, share in zip(batch.rows, batch.lengths, batch.shares, strict=True)]
         write_json(self._folder / name, {"step": batch.step, **facts, "bins": bins})
         return self._folder / name
+
+
+def _not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    """Names of tensors that are not finite; where processes share some, in the part of any."""
+    named = dict(tensors)
+    wrong: Sequence[float] = [tensor is not None and not bool(processes.part(tensor).isfinite().all()) for tensor in named.values()]
+    if any(tensor is not None and processes.is_shared(tensor) for tensor in named.values()):
+        wrong = processes.summed(*wrong)
+    return [name for name, one in zip(named, wrong, strict=True) if one]

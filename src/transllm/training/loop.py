@@ -2,7 +2,7 @@
 
 What is learned when stands in ``schedule``, a step's gradient in ``step``, what a run can go on from in ``state``, what it tells in
 ``log`` and what stops it in ``guards``. Several processes (``transllm.processes``) walk through the same steps and share the bins of each;
-all hold what trains, and the main one writes.
+the main one writes. All hold what trains, or share it (``Adapted.shares_trained``): then all must be there when the state is saved.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def train(
     Raises:
         TrainingError: the loss is not a number (the batch is saved in ``folder``), or another of the guards stops it.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        LostProcessError: another process has ended; the state is saved.
+        LostProcessError: another process has ended; the state is saved, unless that process has taken a part of it with it.
         MissingExtraError: a tracker's package is not installed.
         OSError: the disk is full; the last good checkpoint is kept.
     """
@@ -112,7 +112,11 @@ def train(
     most = plan.most
     if world > most:
         progress.say(f"A step has {most} bins for {world} processes: some have nothing to do. Raise batch_tokens or lower micro_tokens.")
-    saved, interrupts = time.monotonic(), Interrupts()
+    saved, interrupts, together = time.monotonic(), Interrupts(), adapted.shares_trained
+
+    def due() -> bool:
+        return time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan)
+
     optimizer.zero_grad(set_to_none=True)  # of a step that was interrupted in this process
     held_out_at = {0, len(plan) // 2, len(plan)} if held_out is not None else set()
     # Weights that processes lend each other come and go with a pass, so there can be one pass at a time.
@@ -125,8 +129,10 @@ def train(
             while True:
                 interrupts.agree()
                 if held_out is not None and state.step in held_out_at:  # by all: with shared-out weights none can pass alone
-                    log.write({"step": state.step, "tokens": state.tokens, "held_out_bits_per_byte": held_out()})
+                    with processes.lending():
+                        log.write({"step": state.step, "tokens": state.tokens, "held_out_bits_per_byte": held_out()})
                     module.train()
+                    adapted.take_back()
                 if state.step == len(plan):
                     break
                 started = time.monotonic()
@@ -151,16 +157,16 @@ def train(
                     if state.step % training.log_every == 0 or state.step == len(plan):
                         log.write(line_of(state, steps=len(plan), rate=rate, norm=done.norm, matrix_flops=matrix))
                 bar.advance(tokens, f"loss {loss:.3f}")
-                if main and time.monotonic() - saved > 60 * training.checkpoint_minutes and state.step < len(plan):
+                if processes.on_main(due) if together else main and due():
                     with interrupts.whole():
                         state.save()
                     saved = time.monotonic()
         except KeyboardInterrupt as error:
-            file = processes.on_main(state.save)
+            file = state.save() if together else processes.on_main(state.save)
             where = f"step {state.step} of {len(plan)} of '{label}'"
             raise Interrupted(f"Stopped by {interrupts.name} after {where}, which is saved in {file}.", interrupts.number) from error
         except LostProcessError:  # between two steps, or before the optimiser saw the gradient: the state is whole
-            if main:
+            if main and not together:
                 state.save()
             raise
     return TrainReport(

@@ -95,14 +95,15 @@ def hear(adapted: Adapted, mirrors: Sequence[Mirror | None], *, run_lanes: Lanes
     All bins of a step before the student sees the first: whether the adapter is on is one switch for all lanes.
     """
     # Weights that processes lend each other come and go with a pass: all processes must make as many, with or without a mirror.
-    if not adapted.sharded and not any(mirrors):
+    # Where all weights train there is none.
+    if not any(mirrors) and (not adapted.sharded or adapted.train == "full"):
         return [None] * len(mirrors)
 
     def lane(mirror: Mirror | None) -> Tensor | None:
         with torch.no_grad():  # a thread's own
             if mirror is None:
                 if adapted.sharded:
-                    adapted.hidden(torch.zeros(1, 1, dtype=torch.long, device=adapted.device), Documents([1], device=adapted.device))
+                    adapted.pass_by()
                 return None
             return adapted.hidden(mirror.ids_1T, mirror.documents)[0].index_select(0, mirror.places_N)
 

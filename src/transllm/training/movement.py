@@ -7,11 +7,11 @@ still goes down a little.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from transllm import processes
 from transllm.errors import TrainingError
 from transllm.model.adapter import Adapted
 
@@ -24,19 +24,20 @@ class Movement:
     A tensor with a gradient must change in that very step. One whose gradient is zero can be right in the first step (LoRA's A,
     whose B starts at zero), but not in the second; rows of new tokens that have not occurred yet and experts that were not chosen are
     waited for. Frozen weights are compared before and after the first step, by the sum of their bits: one pass over them each.
+    Where processes share what trains, each looks at its part, which may be empty or have no gradient, and all tell each other.
 
     Args:
         adapted: what trains.
     """
 
     def __init__(self, adapted: Adapted) -> None:
-        self._trained = adapted.trainable()
+        self._trained, self._shared = adapted.trainable(), adapted.shares_trained
         rows = [*adapted.head.rows.parameters(), *adapted.base.get_input_embeddings().parameters()]
         self._may_wait = {name for name, parameter in self._trained.items() if "expert" in name or any(parameter is row for row in rows)}
         self._frozen = {name: parameter for name, parameter in adapted.peft.named_parameters() if not parameter.requires_grad}
         self._frozen_bits = _bits(self._frozen.values())
         self._trained_bits: Tensor | None = None
-        self._pending = {name for name, parameter in self._trained.items() if _local(parameter).numel()}
+        self._pending = {name for name, parameter in self._trained.items() if parameter.numel()}
         self._steps = 0
 
     def before(self) -> None:
@@ -56,7 +57,10 @@ class Movement:
         moved = (_bits(self._trained.values()) != self._trained_bits).tolist()
         self._trained_bits = None
         largest = _largest_gradients(self._trained.values())
-        stuck = [name for name, value, did in zip(self._trained, largest, moved, strict=True) if value > _TINY and not did]
+        stood = [value > _TINY and not did for value, did in zip(largest, moved, strict=True)]
+        if self._shared:
+            largest, stood = processes.summed(*largest), list(map(bool, processes.summed(*stood)))
+        stuck = [name for name, did in zip(self._trained, stood, strict=True) if did]
         if stuck:
             raise TrainingError(f"{some(stuck)} had a gradient in step {self._steps} but did not change: the optimiser does not hold what "
                                 "the model trains, or the learning rate is lost in rounding. Raise the learning rate; if that is no "
@@ -86,7 +90,7 @@ def _bits(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _sum(tensor: Tensor) -> Tensor:
-    flat = _local(tensor).contiguous().view(-1)
+    flat = processes.part(tensor).contiguous().view(-1)
     for kind in (torch.int64, torch.int32, torch.int16, torch.uint8):
         ratio = max(1, kind.itemsize // flat.element_size())
         if int(flat.numel()) % ratio == 0 and int(flat.storage_offset()) % ratio == 0:
@@ -96,15 +100,8 @@ def _sum(tensor: Tensor) -> Tensor:
 
 def _largest_gradients(parameters: Iterable[nn.Parameter]) -> list[float]:
     """The largest absolute gradient of each; 0 where there is none."""
-    gradients = [None if parameter.grad is None else _local(parameter.grad) for parameter in parameters]
+    gradients = [None if parameter.grad is None else processes.part(parameter.grad) for parameter in parameters]
     return [0.0 if gradient is None or not gradient.numel() else float(gradient.abs().max()) for gradient in gradients]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that several share (FSDP); else the tensor."""
-    detached: Any = tensor.detach()
-    local: Tensor = detached.to_local() if hasattr(detached, "to_local") else detached
-    return local
 
 
 def some(names: list[str]) -> str:

@@ -86,13 +86,22 @@ class State:
         return recent
 
     def save(self) -> Path:
-        """Write a checkpoint; gives its file. Every process holds all of the state, so the main one can write it alone."""
-        recent = self.recent
-        return self._checkpoints.save(self.step, {
+        """Write a checkpoint; gives its file. Called by the main process alone, which holds all of the state; where processes share what
+        trains, by all.
+        """
+        recent, optimizer = self.recent, self._optimizer.state_dict()
+        optimizer["state"] = {number: {name: processes.whole(value) for name, value in values.items()}
+                              for number, values in optimizer["state"].items()}
+        state = {
             "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "room": self.room, "seconds": self.seconds,
-            "trained": self._adapted.state(), "optimizer": self._optimizer.state_dict(), "losses": list(self.losses),
+            "trained": self._adapted.state(), "optimizer": optimizer, "losses": list(self.losses),
             "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops,
-                       recent.divergence, recent.mirrored]})
+                       recent.divergence, recent.mirrored]}
+
+        def write() -> Path:
+            return self._checkpoints.save(self.step, state)
+
+        return processes.on_main(write) if self._adapted.shares_trained else write()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, with any number of processes; one of other rows or settings is named and left alone.
@@ -105,10 +114,12 @@ class State:
         if step != self.step:
             raise RunError(f"Process {processes.rank()} sees the checkpoint of step {self.step}, the main process that of step {step}. "
                            "The run folder must be one folder on a file system that all nodes share.")
-        processes.copy_main(list(self._adapted.trainable().values()))  # a fresh adapter starts at random
+        # A fresh adapter starts at random. What processes share out began as one model that each has read.
+        processes.copy_main([parameter for parameter in self._adapted.trainable().values() if not processes.is_shared(parameter)])
 
     def _load(self) -> None:
-        saved = self._checkpoints.latest()
+        # A process that takes a part need not hold the whole.
+        saved = self._checkpoints.latest(mapped=self._adapted.shares_trained)
         if saved is None:
             return
         if saved["digest"] != self._digest:
@@ -116,6 +127,9 @@ class State:
                         "training begins anew.", saved["step"])
             return
         self._adapted.load_state(saved["trained"])
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        for number, values in saved["optimizer"]["state"].items():  # a state without dimensions is the step
+            values |= {name: processes.parted(value, like=parameters[number]) for name, value in values.items() if value.ndim}
         self._optimizer.load_state_dict(saved["optimizer"])
         self.recent = Window(*saved["recent"])
         self.losses.extend(saved["losses"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,14 +118,16 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
         sum(batch.labels for batch in counted), sum(batch.learned for batch in counted),
         sum(len(batch.mirror.student_N) for batch in counted if batch.mirror is not None), sum(batch.n_bytes for batch in counted)))
     sums = torch.zeros(2, device=adapted.device)
-    heard = hear(adapted, [share.batch.mirror for share in mine], run_lanes=run_lanes)
+    with processes.lending():
+        heard = hear(adapted, [share.batch.mirror for share in mine], run_lanes=run_lanes)
     parameters = list(adapted.trainable().values())
     if run_lanes is None:
         for share, states in zip(mine, heard, strict=True):
             torch.manual_seed(share.seed)
-            loss: Loss = module(share.batch, states)
-            sums += torch.stack(loss[1:]) * float(share.counts)
-            (loss.whole * (share.counts / learned)).backward()
+            with processes.lending():
+                loss: Loss = module(share.batch, states)
+                sums += torch.stack(loss[1:]) * float(share.counts)
+                (loss.whole * (share.counts / learned)).backward()
     else:
         def lane(share: Share, states: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
             loss: Loss = module(share.batch, states)
@@ -136,9 +139,8 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     nats, divergence = processes.summed(*sums.tolist())  # first: where a process has ended this says so, and no accelerator waits for it
-    _add_up(parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
-    return StepDone(nats, labels, n_bytes, float(norm), divergence, mirrored)
+    _add_up([parameter for parameter in parameters if not processes.is_shared(parameter)])  # the others' sums are made in backward
+    return StepDone(nats, labels, n_bytes, _clip(parameters, clip), divergence, mirrored)
 
 
 def _add_up(parameters: Sequence[nn.Parameter]) -> None:
@@ -149,3 +151,16 @@ def _add_up(parameters: Sequence[nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     processes.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Shorten the gradient to a norm; gives the one that it had, over the parts of all processes."""
+    if not any(map(processes.is_shared, parameters)):
+        return float(nn.utils.clip_grad_norm_(parameters, most))
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    shared, whole = ([processes.part(gradient) for gradient in found if processes.is_shared(gradient) == kind] for kind in (True, False))
+    own, same = (float(nn.utils.get_total_norm(gradients)) for gradients in (shared, whole))
+    norm = math.sqrt(processes.summed(own**2)[0] + same**2)
+    for gradient in (*shared, *whole):
+        gradient.mul_(min(1.0, most / (norm + 1e-6)))  # as torch does
+    return norm
