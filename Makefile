@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Empty, whatever it was: what is imported is compiled once and kept. Many containers forbid that, and every start then takes 8 seconds more.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
