@@ -26,8 +26,8 @@ assert _spec is not None and _spec.loader is not None
 processes_worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(processes_worker)
 SOURCE = str(Path(__file__).parents[2] / "src")
-# One process and two add up the same numbers in another order; float32, 4 steps of Adam.
 STEPS = 3 * 192 + 64  # tokens
+# One process and two add up the same numbers in another order; float32, 4 steps of Adam.
 LOSS, WEIGHT = {"rel": 1e-5}, {"rtol": 1e-3, "atol": 1e-4}
 
 

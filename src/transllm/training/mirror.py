@@ -96,7 +96,7 @@ def hear(adapted: Adapted, mirrors: Sequence[Mirror | None], *, run_lanes: Lanes
     """
     # Weights that processes lend each other come and go with a pass: all processes must make as many, with or without a mirror.
     # Where all weights train there is none.
-    if not any(mirrors) and (not adapted.sharded or adapted.train == "full"):
+    if not any(mirrors) and (adapted.shares_trained or not adapted.sharded):
         return [None] * len(mirrors)
 
     def lane(mirror: Mirror | None) -> Tensor | None:
