@@ -63,7 +63,7 @@ def test_all_weights_train_shared_out(home: Any, cli: Any, tmp_path: Path) -> No
     mine = home.at(tmp_path / "home")
     stage = {"tokens": 2000, "micro_tokens": 64, "learning_rate": 1e-3}
     mine.write(training={"train": "full"}, pretrain=stage, bitext=stage)
-    sharing = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+    sharing = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
     run = tmp_path / "tiny"
     commands = _both(cli, "run", mine.recipe, "--runs", tmp_path, "--until", "bitext", **sharing)
     assert commands[0].until(lambda: len(_losses(run / "bitext")) >= 3)
@@ -72,6 +72,7 @@ def test_all_weights_train_shared_out(home: Any, cli: Any, tmp_path: Path) -> No
     assert [one.code for one in stopped] == [143, 143], stopped
     done = [command.wait() for command in _both(cli, "run", mine.recipe, "--runs", tmp_path, "--until", "bitext", **sharing)]
     assert [one.code for one in done] == [0, 0], done
+    assert done[0].err.count("asks for DeepSpeed's ZeRO stage 2. PyTorch's FSDP2 does") == 1 and not done[1].err, done
     metrics = json.loads((run / "bitext" / "manifest.json").read_text())["metrics"]
     assert (metrics["processes"], metrics["sharded"], metrics["train"]) == (2, True, "full")
     assert not (run / "bitext" / "checkpoints").exists()
@@ -133,7 +134,8 @@ def test_an_error_is_told_once(home: Any, cli: Any, tmp_path: Path) -> None:
     """Of a stage that the main process does alone, and of a launcher's configuration."""
     mine = home.at(tmp_path / "home")
     mine.write(extend={"vocab_size": 40, "min_identical": 1.0})
-    for environment, message in (({}, "error:"), ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed")):
+    for environment, message in (({}, "error:"), ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+                                                         "offload")):
         done = [command.wait() for command in _both(cli, "run", mine.recipe, "--runs", tmp_path, **environment)]
         assert [one.code for one in done] == [1, 1]
         assert sum(one.err.count("error:") for one in done) == 1 and message in "".join(one.err for one in done), done

@@ -23,7 +23,7 @@ import torch.distributed.fsdp  # what is imported before the fork is imported on
 
 from transllm import processes
 from transllm.errors import Ended, TrainingError
-from transllm.model import Adapted, attach, load_folder, shard
+from transllm.model import Adapted, Sharing, attach, load_folder, shard
 from transllm.progress import Silent
 from transllm.recipe.schema import Lora, Training, TrainStage
 from transllm.training import Interrupted, Rows, loop, train
@@ -61,8 +61,7 @@ def run(work: dict[str, Any]) -> None:
     adapted = attach(model, original_size=work["original_size"], size=work["size"], training=training,
                      dtype=getattr(torch, work.get("dtype", "float32")))
     if work.get("shard"):
-        with mock.patch.dict(os.environ, FSDP_RESHARD_AFTER_FORWARD=work.get("reshard", "true")):
-            shard(adapted, torch.device("cpu"))
+        shard(adapted, torch.device("cpu"), Sharing(again=work.get("again", True)))
     if training.gradient_checkpointing:
         adapted.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     ways = adapted.quicken()

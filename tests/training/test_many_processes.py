@@ -88,10 +88,10 @@ def _same(folder: Path, expected: Path) -> None:
 FULL: dict[str, Any] = {"train": "full", "stage": {"tokens": STEPS, "learning_rate": 0.002}}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {}, "untied": {"kind": "untied"}, "dropout": {"dropout": 0.3}, "padded": {"kind": "padded"}, "sharded": {"shard": True},
-    "sharded untied": {"shard": True, "kind": "untied", "dropout": 0.3, "reshard": "false"},
+    "sharded untied": {"shard": True, "kind": "untied", "dropout": 0.3, "again": False},
     "sharded checkpointing": {"shard": True, "gradient_checkpointing": True}, "sharded bfloat16": {"shard": True, "dtype": "bfloat16"},
     "full": FULL, "full sharded": {"shard": True, "saves": True, **FULL},
-    "full sharded untied": {"shard": True, "kind": "untied", "reshard": "false", **FULL},
+    "full sharded untied": {"shard": True, "kind": "untied", "again": False, **FULL},
     "full sharded checkpointing": {"shard": True, "gradient_checkpointing": True, **FULL},
     "full sharded gain": {"shard": True, "gain": True, **FULL},
     "full sharded bfloat16": {"shard": True, "dtype": "bfloat16", **FULL}}

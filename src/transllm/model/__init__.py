@@ -10,7 +10,7 @@ from transllm.model.precision import compute_dtype, default_device
 from transllm.model.proof import RowProof, copy_rows, prove_rows
 from transllm.model.quantize import load_to_train
 from transllm.model.saved import adapter_digest, load_merged
-from transllm.model.shard import shard, sharding_asked
+from transllm.model.shard import Sharing, shard, sharing_asked
 from transllm.model.source import ChatTokenizer, context_of, load_chat_tokenizer, original_digest
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Known",
     "LoadedModel",
     "RowProof",
+    "Sharing",
     "Start",
     "adapter_digest",
     "attach",
@@ -47,7 +48,7 @@ __all__ = [
     "prove_rows",
     "save_folder",
     "shard",
-    "sharding_asked",
+    "sharing_asked",
     "start_of",
     "trained_parameters",
 ]

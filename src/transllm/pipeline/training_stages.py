@@ -14,7 +14,7 @@ import torch
 from transllm import processes
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
-from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharding_asked
+from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharing_asked
 from transllm.pipeline.mixture import mixture, shares_of, shuffled
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
@@ -107,19 +107,19 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     """Build the rows once, load model and adapter, train, write the adapter."""
     training = context.recipe.training
     folder = row_folder(context.run, name)
-    device, divide = default_device(), sharding_asked(training)
+    device, sharing = default_device(), sharing_asked(training)
     dtype = processes.on_main(lambda: compute_dtype(training.precision, device))
     model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
     sizes = {"original_size": context.spans.original_size, "size": context.spans.size}
     torch.manual_seed(context.recipe.seed)  # of LoRA's start: a stage that begins anew after a kill must begin as it did before
-    adapted = attach(model if divide else place(model, device), **sizes, training=training, dtype=dtype)
+    adapted = attach(model if sharing else place(model, device), **sizes, training=training, dtype=dtype)
     if before is not None:
         adapted.load(context.run / before)
     if stage.tokens == 0:
         adapted.save(context.folder)
         return Result(metrics={"skipped": True})
-    if divide:
-        shard(adapted, device)
+    if sharing:
+        shard(adapted, device, sharing)
     processes.on_main(lambda: None if Rows.are_in(folder) else write_rows(rows(), folder).digest)
     encoded = Rows.open(folder)
     if training.gradient_checkpointing:
