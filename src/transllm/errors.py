@@ -80,3 +80,9 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, for a sentence of ours: its first line without a full stop, or its kind where it says nothing."""
     said = str(error).strip()
     return said.splitlines()[0].rstrip(".") if said else type(error).__name__
+
+
+def kind_and_line(error: BaseException) -> str:
+    """``first_line`` behind the error's kind, for errors whose words alone may say little."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from transllm.errors import MissingExtraError, ModelError, first_line
+from transllm.errors import MissingExtraError, ModelError, kind_and_line
 
 _SHORT_PATH = 28  # characters of a temporary folder in which the names of Ray's sockets fit
 
@@ -111,4 +111,4 @@ def _machines() -> list[dict[str, float]]:
 
 def _line(error: BaseException) -> str:
     """An error's kind and its first line."""
-    return f"{type(error).__name__}: {first_line(error)}"
+    return kind_and_line(error)

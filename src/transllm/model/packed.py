@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from transllm.errors import ModelError, first_line
+from transllm.errors import ModelError, kind_and_line
 from transllm.model.attention import PACKED, Documents
 from transllm.recipe.schema import Attention
 
@@ -101,7 +101,7 @@ def _problem(model: PreTrainedModel, name: str, expected: Tensor) -> str:
         model.set_attn_implementation(name)
         states = hidden_states(model, *probe(model))
     except (ModelError, ImportError, ValueError, RuntimeError, NotImplementedError) as error:  # each back end says no in its own way
-        return f"{type(error).__name__}: {first_line(error)}"
+        return kind_and_line(error)
     difference = (states.float() - expected.float()).abs().max() / expected.float().abs().max()
     if bool(difference < _TOLERANCE.get(expected.dtype, _ROUNDED)):
         return ""
