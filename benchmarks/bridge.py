@@ -118,7 +118,8 @@ def scores(rows: Sequence[dict[str, str]], encoders: Mapping[str, Encoder]) -> d
         cut = {f"{share:.0%}": [round(float(right[part].mean()), 1) for part in (order[round(share * len(order)):],
                                                                                 order[: round(share * len(order))])] for share in SHARES}
         ranks = [np.argsort(np.argsort(one, kind="stable")) for one in (values, right)]
-        found[name] = {"rank_correlation": round(float(np.corrcoef(*ranks)[0, 1]), 3), "chrf_kept_dropped": cut}
+        related: Any = np.corrcoef(ranks)
+        found[name] = {"rank_correlation": round(float(related[0, 1]), 3), "chrf_kept_dropped": cut}
     return found
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--english", type=Path, default=Path("../shared/data"))
     options = parser.parse_args()
     metrics = Metrics.read(options.run / "metrics.json")
-    stages = {name: stage.to_dict() for name, stage in metrics.stages.items()}
+    stages: dict[str, dict[str, Any]] = {name: stage.to_dict() for name, stage in metrics.stages.items()}
     first, last = stages["original"], stages["merge"]
     figures: dict[str, Any] = {
         "chrf_en_target_gain": last["chrf_en_target"] - first["chrf_en_target"],

@@ -90,7 +90,8 @@ class Naive:
         tokenizer = self._loaded.tokenizer
         for number, conversation in enumerate(conversations):
             turns = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
-            given = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(model.device)
+            prompt: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            given = prompt.to(model.device)
             length = given["input_ids"].shape[1]
             ids = model.generate(**given, max_new_tokens=sampling.max_new_tokens, do_sample=False)[0, length:].tolist()
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

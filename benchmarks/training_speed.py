@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 
+from transllm.lanes import lanes_for
 from transllm.model import Adapted, attach, compute_dtype, default_device, enable_packed, load_folder, place
 from transllm.model.lora import LoraLinear
 from transllm.progress import Silent
@@ -57,7 +58,7 @@ def tokens_a_second(adapted: Adapted, rows: Rows, *, tokens: int, lanes: bool, s
     """Train for the budget."""
     stage = TrainStage.model_validate({"tokens": tokens, "batch_tokens": 1024, "micro_tokens": 512, "sequence_length": 256,
                                        "learning_rate": 1e-4})
-    width = loop.lanes_for if lanes else lambda *_, **__: 1
+    width = lanes_for if lanes else lambda *_, **__: 1
     plain = LoraLinear.plain if short else lambda _: False
     with tempfile.TemporaryDirectory() as folder, patch.object(loop, "lanes_for", width), patch.object(LoraLinear, "plain", plain):
         started = time.monotonic()

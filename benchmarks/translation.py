@@ -21,7 +21,8 @@ from transllm.pipeline.stage import Context
 from transllm.pipeline.training_stages import pair_row
 from transllm.progress import Silent
 from transllm.recipe import load_recipe
-from transllm.translation import SelfTranslator
+from transllm.translation import SelfTranslator, TextTranslator
+from transllm.translation.translator import Direction
 
 
 def main() -> None:
@@ -41,9 +42,11 @@ def main() -> None:
     own_attention = place(model, device).config._attn_implementation
     engine = LocalEngine(model, pad_id=context.spans.pad_id, batch_size=100, vocabulary=context.spans.size)
     figures: dict[str, object] = {"run": str(asked.run), "stage": asked.stage, "pairs": len(pairs)}
-    for to, source in (("target", "english"), ("english", "target")):
+    directions: tuple[tuple[Direction, str], ...] = (("target", "english"), ("english", "target"))
+    for to, source in directions:
         model.set_attn_implementation(own_attention)
-        made = SelfTranslator(engine, context.renderer).translate([pair[source] for pair in pairs], to=to, progress=Silent(), label="")
+        own = SelfTranslator(engine, context.renderer, repetition_penalty=recipe.evaluate.repetition_penalty)
+        made = TextTranslator(own, protect=False).translate([pair[source] for pair in pairs], to=to, progress=Silent(), label="")
         for pair, one in zip(pairs, made, strict=True):
             print(f"{pair[source]} → {one.text} (reference: {pair[to]})")
         figures[f"chrf_to_{to}"] = round(translation_scores([one.text for one in made], [pair[to] for pair in pairs])["chrf"], 1)

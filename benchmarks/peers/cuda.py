@@ -51,8 +51,8 @@ def _random_model(folder: Path, like: Path) -> Path:
 
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**_LLAMA3_8B)).to(torch.bfloat16)
-    model = model.to_empty(device="cpu")
+        model: Any = LlamaForCausalLM(LlamaConfig.from_dict(_LLAMA3_8B))
+    model = model.to(torch.bfloat16).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
     model.save_pretrained(folder)

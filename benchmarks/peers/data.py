@@ -157,7 +157,7 @@ def _write_forms(rows: Sequence[EncodedRow], renderer: Renderer, folder: Path, t
     for row in rows:
         ids = row.ids[:-1] if row.ids[-1] == end else row.ids  # the peer writes the end itself
         first = row.trained.index(True)
-        prompt, said = (tokenizer.decode(part) for part in (ids[:first], ids[first:]))
+        prompt, said = (str(tokenizer.decode(list(part))) for part in (ids[:first], ids[first:]))
         texts.append({"text": prompt + said} if task != "finetune" else {"instruction": _user_turn(prompt), "output": said})
     write_json(folder / "texts.json", texts)
     columns = {"prompt": "instruction", "response": "output"} if task == "finetune" else {"prompt": "text"}

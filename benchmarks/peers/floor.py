@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from peers.turns import Turns, asked
-from transllm.model import compute_dtype, load_folder
+from transllm.model import compute_dtype, load_folder, place
 from transllm.model.load import weight_of
 from transllm.training import Rows
 
@@ -93,7 +93,7 @@ def products_of(folder: Path, rows: Rows, *, rank: int, device: torch.device) ->
     """The products of one step on ``_TOKENS`` tokens of these rows."""
     dtype = compute_dtype("auto", device)
     model, _ = load_folder(folder, dtype=dtype)
-    model = model.to(device)
+    model = place(model, device)
     config, head = model.config, weight_of(model.get_output_embeddings())
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     products, labels = Products(dtype, device), round(_TOKENS * label_share(rows))

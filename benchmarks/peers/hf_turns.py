@@ -26,11 +26,12 @@ def count_batches(turns: Turns, *, pad_id: int) -> None:
     Args:
         pad_id: the pad token, which is nothing else in the extended model's tokenizer.
     """
-    own = Trainer.training_step
+    trainer: Any = Trainer
+    own = trainer.training_step
 
     @functools.wraps(own)
     def counted(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
         turns.count(int((inputs["input_ids"] != pad_id).sum()), int((inputs["labels"][..., 1:] != IGNORE).sum()))
         return own(self, model, inputs, *rest, **more)
 
-    Trainer.training_step = counted
+    trainer.training_step = counted
