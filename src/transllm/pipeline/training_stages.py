@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -12,6 +13,10 @@ from typing import Any
 import torch
 
 from transllm import processes
+from transllm.data import Counts, Pair
+from transllm.data.coverage import by_coverage, words_of
+from transllm.data.sources import read_pairs
+from transllm.data.split import exclude, held_texts
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
 from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharing_asked
@@ -24,6 +29,7 @@ from transllm.tcot import Renderer, Span
 from transllm.training import EncodedRow, Recovery, Rows, train, write_rows
 
 _WATCHED = 12  # held-out documents scored for the log at the start, the middle and the end
+_CHOICE = 20  # times the budget: how much text pairs are chosen from
 _CHARACTERS_A_TOKEN = 6  # more than any tokenizer makes of a text: enough text for a budget without encoding a whole corpus
 
 
@@ -39,14 +45,16 @@ def pretrain(context: Context) -> Result:
 
 
 def bitext(context: Context) -> Result:
-    """Sentence pairs in both directions, and English documents as replay."""
+    """Words, sentence pairs in both directions, and English documents as replay."""
     stage = context.recipe.bitext
+    words, sources = processes.on_main(lambda: _lexicon(context))
 
     def rows() -> Iterator[EncodedRow]:
-        pairs = _enough(read_part(context.run, "pairs", "train"), context, "target", budget=stage.tokens)
         shuffle = random.Random(context.recipe.seed)
         made = 0
-        for pair in pairs:
+        for pair in itertools.chain(words, _chosen_pairs(context)):
+            if made >= stage.tokens * (1 - stage.replay):
+                break
             # Each pair serves one direction in a pass: two passes over different text beat one over the same.
             to = "target" if shuffle.random() < stage.to_target else "english"
             own = stage.source_loss is True or (stage.source_loss == "target" and to == "english")
@@ -63,7 +71,34 @@ def bitext(context: Context) -> Result:
             budget -= len(row.ids)
             yield row
 
-    return _train(context, "bitext", rows, stage, before="pretrain")
+    result = _train(context, "bitext", rows, stage, before="pretrain")
+    result.sources += sources
+    return result
+
+
+def _lexicon(context: Context) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """Pairs of words that are no held-out text, and what became of each source."""
+    recipe = context.recipe
+    reading = read_pairs(recipe.bitext.lexicon, language=recipe.target, folder=recipe.folder, cache=context.cache, min_characters=1,
+                         max_dropped=1.0)  # words that are alike in both languages are dropped: they are many
+    held = held_texts(Pair(**row) for row in read_part(context.run, "pairs", "held_out"))
+    words = [{"english": pair.english, "target": pair.target} for pair in exclude(reading, held, counts=Counts())]
+    return words, [{**report.as_dict(), "used_as": "lexicon"} for report in reading.reports]
+
+
+def _chosen_pairs(context: Context) -> Iterator[dict[str, str]]:
+    """Pairs in the order in which they are to be learned, more than the budget needs."""
+    stage, pairs = context.recipe.bitext, read_part(context.run, "pairs", "train")
+    if stage.choose == "random":
+        yield from _enough(pairs, context, "target", budget=stage.tokens)
+        return
+    pool = _enough(pairs, context, "target", budget=_CHOICE * stage.tokens)
+    words = sorted({word for pair in pool for word in words_of(pair["english"])})
+    # What the chat model's tokenizer has a token for is common in what the model has read.
+    as_tokens = [context.spans.encode_english_batch(before + word for word in words) for before in ("", " ")]
+    common = {word for word, *ids in zip(words, *as_tokens, strict=True) if min(map(len, ids)) == 1}
+    for number in by_coverage(pool, common):
+        yield pool[number]
 
 
 def finetune(context: Context) -> Result:

@@ -42,6 +42,8 @@ def sources_of(recipe: Recipe) -> Iterator[tuple[str, Source]]:
             yield f"data.{name}[{index}]", source
     if recipe.extend.lexicon is not None:
         yield "extend.lexicon", recipe.extend.lexicon
+    for index, source in enumerate(recipe.bitext.lexicon):
+        yield f"bitext.lexicon[{index}]", source
     for index, prompt in enumerate(recipe.recover.prompts):
         if isinstance(prompt, Source):
             yield f"recover.prompts[{index}]", prompt

@@ -40,8 +40,10 @@ class Source(Section):
     """Split of a hub data set."""
     pattern: str | None = None
     """Which members of the wheel: a glob. ``{lang}`` stands for the language, where each language has its own file."""
-    format: Literal["auto", "txt", "jsonl", "tsv", "csv", "parquet", "sqlite", "gettext", "catalog"] = "auto"
-    """``auto`` goes by the ending. ``gettext``: .po/.mo files; ``catalog``: JSON catalogues of one file a language."""
+    format: Literal["auto", "txt", "jsonl", "tsv", "csv", "parquet", "sqlite", "gettext", "catalog",
+                    "concepticon"] = "auto"
+    """``auto`` goes by the ending. ``gettext``: .po/.mo files; ``catalog``: JSON catalogues of one file a language; ``concepticon``: words
+    by concept, in forty languages (data/concepts.py)."""
     query: str | None = None
     """``sqlite``: a SELECT that gives (document id, English, target) rows, or (document id, text)."""
     columns: list[str | int] | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from transllm.recipe.base import Count, Section, Share
+from transllm.recipe.sources import Source
 
 
 class Lora(Section):
@@ -118,6 +119,12 @@ class Bitext(TrainStage):
     source_loss: bool | Literal["target"] = True
     """Learn the source side too, as in pre-training; ``target``: only where it is the target language, so that at a small budget few
     labels are of a language that the model speaks already (docs/results). False learns the translations only."""
+    choose: Literal["random", "coverage"] = "random"
+    """Which pairs to learn where there are more than the budget lets one: any, or those that together show most common English words often
+    enough (data/coverage.py). It pays where the budget is a small part of the text."""
+    lexicon: list[Source] = []
+    """Pairs of words, learned in the same form before any sentences count: a short way to everyday words that the sentences at hand do not
+    have. Held-out text is not measured on them."""
 
 
 class Requests(Section):
