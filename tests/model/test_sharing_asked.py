@@ -56,7 +56,7 @@ def test_a_file_of_deepspeeds_own(tmp_path: Path, inside: bool, monkeypatch: pyt
         for name, value in _zero(ZERO_STAGE="1", CONFIG_FILE=where).items():
             monkeypatch.setenv(name, value)
 
-    given({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}, "gradient_clipping": "auto"})
+    given({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}, "comment": "longer than a name of a file may be" * 20})
     assert sharing_asked(Training()) == AGAIN
     assert "ZeRO stage 3" in (launcher_notice() or "")
     given({"train_batch_size": "auto"})

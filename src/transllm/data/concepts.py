@@ -1,7 +1,7 @@
 """Word lists by concept: the map of Concepticon (List et al., concepticon.clld.org) that the package ``pysem`` carries.
 
 It tells for some forty languages which concepts a gloss stands for. A gloss of English and one of the target language that stand for the
-same concept translate each other: for Spanish 2,200 pairs of everyday words, a fifth of which no software's catalogue and no scripture has.
+same concept translate each other: 2,200 pairs of everyday words for Spanish, 1,600 for Portuguese, 860 for Arabic, 650 for Turkish.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ def by_coverage(pairs: Sequence[Mapping[str, str]], common: Collection[str]) -> 
     """Numbers of all pairs, at each moment the one that adds most for its length to what was shown.
 
     A word that was shown n times is worth sqrt(n), so that the tenth time counts less than the second; what has been shown is worth the sum
-    over common words. Such a sum is submodular: taking the best again and again comes within 1 - 1/e of the best choice (Nemhauser et
-    al. 1978), and what a pair added when it was last looked at is a bound of what it adds now, so that few are looked at again.
+    over common words. Such a sum is submodular: where each pair is small beside the budget, taking the best again and again comes within
+    1 - 1/e of the best choice (Nemhauser et al. 1978), and what a pair added when it was last looked at is a bound of what it adds now, so
+    that few are looked at again.
 
     Args:
         pairs: with an ``english`` and a ``target`` side. Words are counted in English, where every language's pairs have them.

@@ -66,9 +66,9 @@ class Cluster:
     @staticmethod
     def _refused(address: str, error: Exception) -> ModelError:
         if address == "local":
-            return ModelError(f"Ray did not start on this machine ({_line(error)}). Run the same command again; if it fails again, take "
-                              "recover.ray out of the recipe.")
-        return ModelError(f"No Ray cluster answers at '{address}' ({_line(error)}). Start one with 'ray start --head', or mend "
+            return ModelError(f"Ray did not start on this machine ({kind_and_line(error)}). Run the same command again; if it fails "
+                              "again, take recover.ray out of the recipe.")
+        return ModelError(f"No Ray cluster answers at '{address}' ({kind_and_line(error)}). Start one with 'ray start --head', or mend "
                           "recover.ray.address.")
 
     def close(self) -> None:
@@ -107,8 +107,3 @@ def _machines() -> list[dict[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _line(error: BaseException) -> str:
-    """An error's kind and its first line."""
-    return kind_and_line(error)

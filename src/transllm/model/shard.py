@@ -91,7 +91,8 @@ def _zero() -> tuple[int, bool]:
         places = [os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")]
     else:
         try:
-            text = Path(given).read_bytes() if Path(given).exists() else base64.urlsafe_b64decode(given)
+            # Not Path.exists: it fails on what is too long for a name.
+            text = Path(given).read_bytes() if os.path.exists(given) else base64.urlsafe_b64decode(given)
             zero = json.loads(text).get("zero_optimization", {})
             stage = zero.get("stage", 0)
             places = [(zero.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")]

@@ -79,6 +79,8 @@ def bitext(context: Context) -> Result:
 def _lexicon(context: Context) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
     """Pairs of words that are no held-out text, and what became of each source."""
     recipe = context.recipe
+    if not recipe.bitext.lexicon:
+        return [], []
     reading = read_pairs(recipe.bitext.lexicon, language=recipe.target, folder=recipe.folder, cache=context.cache, min_characters=1,
                          max_dropped=1.0)  # words that are alike in both languages are dropped: they are many
     held = held_texts(Pair(**row) for row in read_part(context.run, "pairs", "held_out"))
