@@ -58,7 +58,7 @@ def test_a_file_of_deepspeeds_own(tmp_path: Path, inside: bool, monkeypatch: pyt
 
     given({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}, "comment": "longer than a name of a file may be" * 20})
     assert sharing_asked(Training()) == AGAIN
-    assert "ZeRO stage 3" in (launcher_notice() or "")
+    assert "ZeRO stage 3" in (launcher_notice(Training()) or "")
     given({"train_batch_size": "auto"})
     assert sharing_asked(Training(train="full")) is None  # DeepSpeed without ZeRO
     given({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}})
@@ -94,6 +94,13 @@ def test_what_is_in_4_bits_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(RunError, match="4 bits"):
         sharing_asked(training)
-    assert "DeepSpeed" in (launcher_notice() or "")
+    assert "DeepSpeed" in (launcher_notice(Training()) or "")
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
-    assert launcher_notice() is None
+    assert launcher_notice(Training()) is None
+
+
+def test_the_notice_says_who_holds_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in _zero(ZERO_STAGE="2").items():
+        monkeypatch.setenv(name, value)
+    assert "FSDP2 does what that stage does" in (launcher_notice(Training(train="full")) or "")
+    assert "Each process holds the whole model" in (launcher_notice(Training()) or "")

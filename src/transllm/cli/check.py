@@ -14,7 +14,8 @@ from transllm.cli.console import count, listing, out
 from transllm.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from transllm.data import SourceReport
+    from transllm.data import Pair, SourceReport
+    from transllm.data.sources import Reading
     from transllm.recipe import Recipe, Source
 
 SAMPLE = 200
@@ -91,18 +92,15 @@ def _trained(recipe: Recipe) -> str:
 
 def _read_samples(recipe: Recipe) -> list[str]:
     """Read the first rows of each source; print what became of them, and return the problems."""
-    from transllm.data.sources import read_documents, read_pairs
+    from transllm.data.sources import read_documents
     from transllm.recipe import sources_of
 
     problems: list[str] = []
     table = listing("Source", "Origin", "Rows", "Kept", "Dropped", "First", title=f"The first rows of each source ({SAMPLE} kept at most)")
     for where, source in sources_of(recipe):
         try:
-            if where.startswith(("data.parallel", "evaluate.test_pairs")):
-                # Short test pairs are not dropped: evaluate uses them all.
-                shortest = recipe.data.min_characters if where.startswith("data.") else 2
-                pairs = read_pairs([source], language=recipe.target, folder=recipe.folder, limit=SAMPLE, min_characters=shortest,
-                                   max_dropped=1.0)
+            pairs = _pairs(recipe, where, source)
+            if pairs is not None:
                 first = [f"{pair.english} | {pair.target}" for pair in pairs]
                 reports = pairs.reports
             else:
@@ -119,6 +117,19 @@ def _read_samples(recipe: Recipe) -> list[str]:
         _add_row(table, where, source, reports, first)
     out().print(table)
     return problems
+
+
+def _pairs(recipe: Recipe, where: str, source: Source) -> Reading[Pair] | None:
+    """The first rows of a source that gives pairs; None for one of documents."""
+    from transllm.data.sources import read_pairs, read_words
+
+    if where.split("[")[0].endswith(".lexicon"):
+        return read_words([source], language=recipe.target, folder=recipe.folder, limit=SAMPLE)
+    if where.startswith(("data.parallel", "evaluate.test_pairs")):
+        # Short test pairs are not dropped: evaluate uses them all.
+        shortest = recipe.data.min_characters if where.startswith("data.") else 2
+        return read_pairs([source], language=recipe.target, folder=recipe.folder, limit=SAMPLE, min_characters=shortest, max_dropped=1.0)
+    return None
 
 
 def _add_row(table: Table, where: str, source: Source, reports: list[SourceReport], first: list[str]) -> None:

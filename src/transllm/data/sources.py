@@ -71,6 +71,13 @@ def read_pairs(sources: Sequence[Source], *, language: Language, folder: Path, c
     return reading
 
 
+def read_words(sources: Sequence[Source], *, language: Language, folder: Path, cache: Path | None = None,
+               limit: int | None = None) -> Reading[Pair]:
+    """Pairs of words, of a lexicon: as ``read_pairs``, but one letter can be a word, and any number of rows may be dropped: many words are
+    alike in both languages."""
+    return read_pairs(sources, language=language, folder=folder, cache=cache, limit=limit, min_characters=1, max_dropped=1.0)
+
+
 def read_documents(sources: Sequence[Source], *, side: Side, language: Language, folder: Path, cache: Path | None = None,
                    limit: int | None = None, min_characters: int = 2, max_dropped: float = 0.5,
                    parallel: Sequence[Source] = ()) -> Reading[Document]:

@@ -53,12 +53,18 @@ def sharing_asked(training: Training) -> Sharing | None:
     return asked if processes.world() > 1 else None
 
 
-def launcher_notice() -> str | None:
-    """What a user should know who launches with a configuration for DeepSpeed."""
+def launcher_notice(training: Training) -> str | None:
+    """What a user should know who launches with a configuration for DeepSpeed.
+
+    Raises:
+        RunError: as ``sharing_asked``, whatever the launcher's configuration is for.
+    """
+    sharing = sharing_asked(training)
     if not _flag("ACCELERATE_USE_DEEPSPEED"):
         return None
-    return (f"The launcher asks for DeepSpeed's ZeRO stage {_zero()[0]}. PyTorch's FSDP2 does what that stage does here, not DeepSpeed, "
-            "and nothing else of the configuration is read: precision, clipping, rates and batches are the recipe's.")
+    here = "PyTorch's FSDP2 does what that stage does here, not DeepSpeed" if sharing else "Each process holds the whole model here"
+    return (f"The launcher asks for DeepSpeed's ZeRO stage {_zero()[0]}. {here}, and nothing else of the configuration is read: precision, "
+            "clipping, rates and batches are the recipe's.")
 
 
 def _fsdp_asked() -> Sharing | None:

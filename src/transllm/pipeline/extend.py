@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from transllm.data.sources import read_pairs
+from transllm.data.sources import read_words
 from transllm.model import check_sizes, copy_rows, grow, load_chat_model, save_folder, start_of
 from transllm.pipeline.corpus import ENGLISH, doubts, fixed_rule, too_small
 from transllm.pipeline.new_rows import PAD, SAMPLE_CHARACTERS, Texts, known, new_sub_tokens
@@ -93,8 +93,7 @@ def _texts(context: Context) -> tuple[Texts, list[dict[str, Any]]]:
     lexicon: list[tuple[str, str]] = []
     sources: list[dict[str, Any]] = []
     if settings.lexicon is not None:
-        reading = read_pairs([settings.lexicon], language=context.recipe.target, folder=context.recipe.folder, cache=context.cache,
-                             min_characters=1, max_dropped=1.0)  # words that are alike in both languages are dropped: they are many
+        reading = read_words([settings.lexicon], language=context.recipe.target, folder=context.recipe.folder, cache=context.cache)
         lexicon = [(pair.english, pair.target) for pair in reading]
         sources = [{**report.as_dict(), "used_as": "lexicon"} for report in reading.reports]
     if not {settings.init, settings.head_init} & {"focus", "omp"}:

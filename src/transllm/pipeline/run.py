@@ -19,7 +19,7 @@ from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.generation import require_engine
-from transllm.model.shard import launcher_notice, sharing_asked
+from transllm.model.shard import launcher_notice
 from transllm.model.source import original_digest
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
 from transllm.pipeline.stages import STAGES
@@ -98,8 +98,8 @@ def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: 
     processes.on_main(lambda: require(recipe.training.trackers))
     if "recover" in waiting:
         processes.on_main(lambda: require_engine(recipe.recover.engine))
-    processes.on_main(lambda: bool(sharing_asked(recipe.training)))  # what the launcher asks for and cannot have is told before the work
-    if notice := launcher_notice():
+    # What the launcher asks for and cannot have, or gets in another way, is told before the work.
+    if notice := processes.on_main(lambda: launcher_notice(recipe.training)):
         progress.say(f"Note: {notice}")
     processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as stack:

@@ -15,7 +15,7 @@ import torch
 from transllm import processes
 from transllm.data import Counts, Pair
 from transllm.data.coverage import by_coverage, words_of
-from transllm.data.sources import read_pairs
+from transllm.data.sources import read_words
 from transllm.data.split import exclude, held_texts
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
@@ -51,9 +51,9 @@ def bitext(context: Context) -> Result:
 
     def rows() -> Iterator[EncodedRow]:
         shuffle = random.Random(context.recipe.seed)
-        made = 0
+        made, room = 0, stage.tokens * (1 - stage.replay)
         for pair in itertools.chain(words, _chosen_pairs(context)):
-            if made >= stage.tokens * (1 - stage.replay):
+            if made >= room:
                 break
             # Each pair serves one direction in a pass: two passes over different text beat one over the same.
             to = "target" if shuffle.random() < stage.to_target else "english"
@@ -62,7 +62,7 @@ def bitext(context: Context) -> Result:
             if len(row.ids) <= stage.sequence_length:
                 made += len(row.ids)
                 yield row
-        budget = min(made, stage.tokens) * stage.replay / max(1e-9, 1 - stage.replay)
+        budget = stage.replay * (stage.tokens if made >= room else made / (1 - stage.replay))
         texts = [row["text"] for row in shuffled(read_part(context.run, "english", "train"), context)]
         for row in document_rows(texts, encode=context.spans.encode_english_batch, start=context.spans.markers.english,
                                  end=context.renderer.end_id, longest=stage.sequence_length):
@@ -79,10 +79,9 @@ def bitext(context: Context) -> Result:
 def _lexicon(context: Context) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
     """Pairs of words that are no held-out text, and what became of each source."""
     recipe = context.recipe
-    if not recipe.bitext.lexicon:
+    if not recipe.bitext.lexicon or not recipe.bitext.tokens:
         return [], []
-    reading = read_pairs(recipe.bitext.lexicon, language=recipe.target, folder=recipe.folder, cache=context.cache, min_characters=1,
-                         max_dropped=1.0)  # words that are alike in both languages are dropped: they are many
+    reading = read_words(recipe.bitext.lexicon, language=recipe.target, folder=recipe.folder, cache=context.cache)
     held = held_texts(Pair(**row) for row in read_part(context.run, "pairs", "held_out"))
     words = [{"english": pair.english, "target": pair.target} for pair in exclude(reading, held, counts=Counts())]
     return words, [{**report.as_dict(), "used_as": "lexicon"} for report in reading.reports]
