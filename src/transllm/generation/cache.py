@@ -47,12 +47,19 @@ class _RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
         if self._buffers is not None:
-            self._buffers = (self._buffers[0].index_select(0, indices), self._buffers[1].index_select(0, indices))
+            self._buffers = _rows(self._buffers[0], indices, self._length), _rows(self._buffers[1], indices, self._length)
             self.keys, self.values = (buffer[..., : self._length, :] for buffer in self._buffers)
 
 
 def _roomy(like: Tensor, length: int) -> Tensor:
     return torch.empty(*like.shape[:-2], length + _BLOCK, like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _rows(buffer: Tensor, indices: Tensor, length: int) -> Tensor:
+    """Some rows, with what is used of them: a beam search asks for them at each step, when most of the room is empty."""
+    chosen = buffer.new_empty(len(indices), *buffer.shape[1:])
+    torch.index_select(buffer[..., :length, :], 0, indices, out=chosen[..., :length, :])
+    return chosen
 
 
 def is_plain(cache: DynamicCache) -> bool:

@@ -26,6 +26,7 @@ class Sampling:
         guide: may write another token than the model chose.
         repetition_penalty: what the logits of tokens that were said before are divided by (Keskar et al., arXiv 1909.05858); 1 is none.
         fresh_ids: ids after which nothing counts as said, such as markers: each step of a chain says again what the step before said.
+        beams: beginnings of an answer to keep side by side, of which the likeliest answer is given; 1 is none. Greedy and unguided only.
     """
 
     max_new_tokens: int
@@ -36,6 +37,11 @@ class Sampling:
     guide: Guide | None = None
     repetition_penalty: float = 1.0
     fresh_ids: frozenset[int] = frozenset()
+    beams: int = 1
+
+    def __post_init__(self) -> None:
+        if self.beams > 1 and (self.temperature or self.guide):
+            raise ValueError("A beam search is neither sampled nor guided.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from transllm.errors import ModelError
+from transllm.generation.beams import BeamSearch
 from transllm.generation.cache import is_plain, make_cache
 from transllm.generation.engine import Generated, Guide, Sampling
 from transllm.lanes import lanes
@@ -81,15 +82,15 @@ class LocalEngine:
         # Longest first: memory peaks at the start, where it is noticed, and like lengths share a batch.
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         while order:
-            lengths = [len(prompts[number]) for number in order[: self._batch_size]]
+            lengths = [len(prompts[number]) for number in order[: max(1, self._batch_size // sampling.beams)]]
             size = batch_of(lengths, extra=sampling.max_new_tokens * _STEP.get(self._model.device.type, _STEP_ELSEWHERE))
             numbers, order = order[:size], order[size:]
             rows = [_Row(number, prompts[number], seed=seeds[number], left=min(
                 sampling.max_new_tokens, self._context - len(prompts[number]),
                 limits[number] if limits is not None else sampling.max_new_tokens)) for number in numbers]
-            width = min(torch.get_num_threads(), len(rows) // _ROWS_A_LANE) if self._model.device.type == "cpu" else 1
+            width = min(torch.get_num_threads(), len(rows) * sampling.beams // _ROWS_A_LANE) if self._model.device.type == "cpu" else 1
             with closing(self._side_by_side(rows, sampling, on_token, width=width) if width > 1 else
-                         self._batch(rows, sampling, on_token)) as made:
+                         self._continue(rows, sampling, on_token)) as made:
                 yield from made
 
     def _side_by_side(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None, *,
@@ -101,7 +102,7 @@ class LocalEngine:
         def lane(part: list[_Row]) -> None:
             try:
                 with torch.inference_mode():  # a thread's own
-                    for made in self._batch(part, sampling, on_token, stop=stop):
+                    for made in self._continue(part, sampling, on_token, stop=stop):
                         found.put(made)
             finally:
                 found.put(None)
@@ -115,16 +116,43 @@ class LocalEngine:
             finally:
                 stop.set()
 
-    def _batch(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None, *,
-               stop: Event | None = None) -> Generator[Generated, None, None]:
+    def _continue(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None, *,
+                  stop: Event | None = None) -> Generator[Generated, None, None]:
+        """Continue one batch."""
+        return (self._beams if sampling.beams > 1 else self._batch)(rows, sampling, on_token, stop or Event())
+
+    def _beams(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None,
+               stop: Event) -> Generator[Generated, None, None]:
+        """Continue one batch with several beginnings for each prompt; prompts that are done leave it."""
+        cache, mask, logits = self._prefill([row.prompt for row in rows])
+        search = BeamSearch([row.left for row in rows], beams=sampling.beams, stop_ids=sampling.stop_ids)
+        while not stop.is_set():
+            if sampling.repetition_penalty != 1:
+                logits = _penalised(logits, search.said, sampling)
+            parents, done = search.step(logits[:, : self._vocabulary])
+            for best in done:
+                index = rows[best.place].index
+                if on_token is not None:
+                    for token in best.ids:
+                        on_token(index, token)
+                yield Generated(index, best.ids, best.finish)
+            if not parents:
+                return
+            keep = torch.tensor(parents, device=mask.device)
+            cache.batch_select_indices(keep)
+            last = torch.tensor([ids[-1] for ids in search.said], device=mask.device)
+            mask, logits = self._step(cache, mask[keep], last)
+
+    def _batch(self, rows: list[_Row], sampling: Sampling, on_token: Callable[[int, int], None] | None,
+               stop: Event) -> Generator[Generated, None, None]:
         """Continue one batch; rows that are done leave it."""
         cache, mask, logits = self._prefill([row.prompt for row in rows])
         draws = _draws(rows).to(self._model.device) if sampling.temperature else None
         for step in count():
-            if stop is not None and stop.is_set():
+            if stop.is_set():
                 return
             if sampling.repetition_penalty != 1:
-                logits = _penalised(logits, rows, sampling)
+                logits = _penalised(logits, [row.ids for row in rows], sampling)
             last = self._choose(logits, sampling, draws[:, step] if draws is not None else None)
             if sampling.guide is not None:
                 last = _guided(rows, last, sampling.guide)
@@ -138,11 +166,16 @@ class LocalEngine:
                 cache.batch_select_indices(keep)
                 mask, last = mask[keep], last[keep]
                 draws = draws[keep] if draws is not None else None
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            # Rows that are done but still in the batch may run past the context; their positions must stay in it.
-            positions = (mask.sum(1, keepdim=True) - 1).clamp_max(self._context - 1)
-            logits = self._model(input_ids=last.unsqueeze(1), attention_mask=mask, position_ids=positions,
-                                 past_key_values=cache, use_cache=True).logits[:, -1]
+            mask, logits = self._step(cache, mask, last)
+
+    def _step(self, cache: DynamicCache, mask_BT: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask with one more token in each row, and the logits of what comes next (B, V)."""
+        mask = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
+        # Rows that are done but still in the batch may run past the context; their positions must stay in it.
+        positions = (mask.sum(1, keepdim=True) - 1).clamp_max(self._context - 1)
+        output = self._model(input_ids=last_B.unsqueeze(1), attention_mask=mask, position_ids=positions, past_key_values=cache,
+                             use_cache=True)
+        return mask, output.logits[:, -1]
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor, Tensor]:
         """The cache after the prompts, their mask (B, T) and the logits of what comes next (B, V)."""
@@ -215,9 +248,9 @@ def _guided(rows: Sequence[_Row], last_B: Tensor, guide: Guide) -> Tensor:
     return last_B.new_tensor(written)
 
 
-def _penalised(logits_BV: Tensor, rows: Sequence[_Row], sampling: Sampling) -> Tensor:
+def _penalised(logits_BV: Tensor, said_B: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
     """Logits with those of the tokens that a row said since its last fresh start divided by the penalty (multiplied, if negative)."""
-    said = [(place, token) for place, row in enumerate(rows) for token in _since(row.ids, sampling.fresh_ids)]
+    said = [(place, token) for place, ids in enumerate(said_B) for token in _since(ids, sampling.fresh_ids)]
     if not said:
         return logits_BV
     at = torch.tensor(said, device=logits_BV.device).unbind(1)

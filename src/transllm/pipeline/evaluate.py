@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +192,13 @@ def measure(context: Context, name: str, material: Material) -> dict[str, Any]:
 
 def _translate(context: Context, engine: LocalEngine, name: str, material: Material) -> dict[str, list[str]]:
     """Both directions, in the form that this model was taught: asked in its chat template, or continued as in *bitext*."""
-    language, renderer = context.recipe.target, context.renderer
+    language, renderer, beams = context.recipe.target, context.renderer, context.recipe.evaluate.beam_size
     english, target = ([pair[side] for pair in material.pairs] for side in (0, 1))
     # A model that rambles is cut where no translation would still go on: its score would only fall with each word more.
     longest = 16 + 2 * max(len(context.spans.encode_target(text)) for text in [*english, *target])
     if name == "bitext":
-        sentences = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=context.recipe.evaluate.repetition_penalty)
+        sentences = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=context.recipe.evaluate.repetition_penalty,
+                                   beams=beams)
         translator = TextTranslator(sentences, protect=False)  # what the model itself writes is measured
         return {"en_target": [one.text for one in translator.translate(english, to="target", progress=context.progress,
                                                                        label=f"{name}: translating to {language.name}")],
@@ -208,9 +209,9 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
         messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
-        # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
-        guide = None if name == "original" else renderer.guide(longest, form="any")
-        sampling = _sampling(context, longest, guide)
+        # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it. Beams end by themselves.
+        guide = None if name == "original" or beams > 1 else renderer.guide(longest, form="any")
+        sampling = replace(_sampling(context, longest, guide), beams=beams)
         replies = _generate(context, engine, messages, sampling, f"{name}: translating")
         found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
                             for made in replies]

@@ -170,8 +170,9 @@ class TranslatorSettings(Section):
     compute_type: Literal["default", "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16",
                           "float32"] = "default"
     """``ctranslate2``: its arithmetic. ``default``: the model's own; ``int8`` is some times faster on processors and a little worse."""
-    beam_size: Count = 4
-    """``ctranslate2``: hypotheses side by side, as the three families were published with. 1: greedy, faster."""
+    beam_size: Count | None = None
+    """``ctranslate2``, ``self``: hypotheses side by side. None: 4 for ``ctranslate2``, as its three families were published with; 1, which
+    is greedy, for ``self``. More are better there too, and take as many times as long (docs/translators.md)."""
     url: str | None = None
     """``llm``: the server's address (http://127.0.0.1:8000/v1). ``google``, ``deepl``: another address than the service's own."""
     key_env: str | None = None
@@ -200,8 +201,8 @@ class TranslatorSettings(Section):
             raise ValueError(f"the translator '{self.name}' needs {' and '.join(repr(key) for key in missing)}: "
                              f"translator: {{name: {self.name}, {', '.join(f'{key}: ...' for key in needs)}}}")
         users = {"model": ("ctranslate2", "llm"), "to_english": ("ctranslate2",), "compute_type": ("ctranslate2",),
-                 "beam_size": ("ctranslate2",), "url": ("llm", "google", "deepl"), "key_env": ("llm", "deepl"), "project": ("google",),
-                 "prompt": ("llm",), "max_new_tokens": ("llm",), "concurrency": ("llm",)}
+                 "beam_size": ("ctranslate2", "self"), "url": ("llm", "google", "deepl"), "key_env": ("llm", "deepl"),
+                 "project": ("google",), "prompt": ("llm",), "max_new_tokens": ("llm",), "concurrency": ("llm",)}
         default = type(self).model_fields
         idle = [key for key, names in users.items() if self.name not in names and getattr(self, key) != default[key].default]
         if idle:

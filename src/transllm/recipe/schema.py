@@ -90,6 +90,9 @@ class Evaluate(Section):
     """A chain that is longer counts as cut."""
     repetition_penalty: Annotated[float, Field(ge=1)] = 1.1
     """Of all that is written to be measured, by the original model too, as in ``chat``. 1: plain greedy decoding, the paper's."""
+    beam_size: Count = 1
+    """Hypotheses side by side when sentences are translated to be measured, by the original model too. 1: greedy, as ``chat`` answers; 4
+    is customary for translations."""
     batch_size: Count = 64
 
 

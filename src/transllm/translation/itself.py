@@ -24,6 +24,7 @@ class SelfTranslator:
         expansion: tokens a sentence may become for each token of its own, 16 apart. A model that rambles on one sentence else holds
             up the batch until ``longest``.
         repetition_penalty: of what a sentence becomes.
+        beams: translations of a sentence that are followed side by side.
     """
 
     name = "self"
@@ -32,10 +33,12 @@ class SelfTranslator:
     whole_lines = False
 
     def __init__(self, engine: Engine, renderer: Renderer, *, weights: str = "", longest: int = 160, expansion: float = 8.0,
-                 repetition_penalty: float = 1.0) -> None:
+                 repetition_penalty: float = 1.0, beams: int = 1) -> None:
         self._engine, self._renderer, self._most_tokens, self._expansion = engine, renderer, longest, expansion
         self._repetition_penalty = repetition_penalty
-        self.identity: dict[str, Any] = {"weights": weights, "longest": longest, "expansion": expansion, "penalty": repetition_penalty}
+        self._beams = beams
+        self.identity: dict[str, Any] = {"weights": weights, "longest": longest, "expansion": expansion, "penalty": repetition_penalty,
+                                         "beams": beams}
 
     def sentences(self, sentences: Sequence[str], *, to: Direction) -> Iterator[tuple[int, Translation]]:
         """See ``SentenceTranslator.sentences``."""
@@ -45,7 +48,7 @@ class SelfTranslator:
         prompts = [[*self._renderer.answer([Span(source, sentence, language)], end=False), result] for sentence in sentences]
         # A marker inside a translation would be a second sentence: it ends this one.
         sampling = Sampling(self._most_tokens, stop_ids=self._renderer.stop_ids | self._renderer.fresh_ids,
-                            repetition_penalty=self._repetition_penalty)
+                            repetition_penalty=self._repetition_penalty, beams=self._beams)
         limits = [16 + round(self._expansion * len(prompt)) for prompt in prompts]
         for made in self._engine.generate(prompts, sampling=sampling, limits=limits):
             ids = made.ids[:-1] if made.finish == "stop" else made.ids
