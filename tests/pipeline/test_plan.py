@@ -17,7 +17,7 @@ from transllm.pipeline.estimate import MARKERS, Sizes
 from transllm.pipeline.plan import plan
 from transllm.pipeline.sample import build, cut_config, kept, random_rows
 from transllm.pipeline.shape import Shape, shape_of
-from transllm.pipeline.workload import Learning, Writing, bridging, learning, recovering
+from transllm.pipeline.workload import Learning, Writing, bridging, evaluating, learning, recovering
 from transllm.progress import Silent
 from transllm.recipe import load_recipe
 from transllm.recipe.schema import Lora, ModelSource, Training, TrainStage
@@ -126,6 +126,10 @@ def test_what_a_recipe_says_of_its_rows() -> None:
     assert "pretrain" not in {work.name for work in learning(load_recipe(LLAMA, overrides=["pretrain.tokens=0"]))}
     assert recovering(load_recipe(LLAMA, overrides=["recover.max_new_tokens=40"]))[0].length == (40, 40)
     assert bridging(load_recipe(LLAMA, overrides=["bridge.translator=apertium"])).rows == 0
+    greedy, searched = (load_recipe(LLAMA, overrides=[f"bridge.translator={{name: self, beam_size: {beams}}}",
+                                                      f"evaluate.beam_size={beams}"]) for beams in (1, 4))
+    assert bridging(searched).rows == 4 * bridging(greedy).rows
+    assert evaluating(searched)[1].rows == 4 * evaluating(greedy)[1].rows
 
 
 def test_what_is_written_for_several_answers_and_turns() -> None:

@@ -36,9 +36,10 @@ training: {lora: {r: 8, alpha: 16, dropout: 0.0}}
 pretrain: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
 bitext: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 128, learning_rate: 1.0e-3}
 recover: {prompts: [{files: prompts.txt}], count: 10, max_new_tokens: 64, batch_size: 16}
-bridge: {check_language: false, min_length_ratio: 0.001, max_length_ratio: 10000, max_repeats: 100000}
+bridge: {translator: {name: self, beam_size: 2}, check_language: false, min_length_ratio: 0.001,
+  max_length_ratio: 10000, max_repeats: 100000}
 finetune: {tokens: 1000, batch_tokens: 256, micro_tokens: 256, sequence_length: 256, learning_rate: 1.0e-3}
-evaluate: {sentences: 3, query_count: 3, documents: 3, answers: 2, max_new_tokens: 32}
+evaluate: {sentences: 3, beam_size: 2, query_count: 3, documents: 3, answers: 2, max_new_tokens: 32}
 """.replace("PACKAGE", PACKAGE)
 
 

@@ -78,6 +78,14 @@ def test_the_model_translates_itself(renderer: Renderer, to: str) -> None:
     assert engine.sampling.stop_ids == renderer.stop_ids | {markers.english, markers.response, markers.target}
 
 
+def test_beams_are_asked_of_the_engine_and_told_apart_in_the_cache(renderer: Renderer) -> None:
+    engine = Upper(renderer.spans, stop=renderer.end_id)
+    searched, greedy = SelfTranslator(engine, renderer, beams=3), SelfTranslator(engine, renderer)
+    (found,) = TextTranslator(searched).translate(["Hi."], to="target", progress=Silent(), label="test")
+    assert found.text == "HI." and engine.sampling is not None and engine.sampling.beams == 3
+    assert searched.identity != greedy.identity
+
+
 def test_a_translation_that_is_cut_says_so(renderer: Renderer) -> None:
     translator = TextTranslator(SelfTranslator(Upper(renderer.spans, stop=renderer.end_id), renderer, longest=12))
     short, long, mixed = translator.translate(["Hi.", "The quick garden has a bridge.", "Hi. The quick garden has a bridge."], to="target",

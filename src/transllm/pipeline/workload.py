@@ -62,7 +62,7 @@ class Writing:
     """Answers that are written in batches.
 
     Attributes:
-        rows: how many.
+        rows: how many; each beam of a search is one.
         batch: rows at once.
         prompt: tokens of a prompt.
         length: tokens of an answer, from-to; the longest of a batch decides when it ends.
@@ -146,10 +146,12 @@ def recovering(recipe: Recipe) -> list[Writing]:
 
 def bridging(recipe: Recipe) -> Writing:
     """Sentences that the model translates into the new language; none where another translator does."""
-    chains = min(recipe.recover.count, recipe.bridge.count) if recipe.bridge.translator.name == "self" else 0
+    translator = recipe.bridge.translator
+    chains = min(recipe.recover.count, recipe.bridge.count) if translator.name == "self" else 0
     low, high = _up_to(recipe.recover.max_new_tokens)
     sentences = 1 + math.ceil((low + high) / 2 / SENTENCE)
-    return Writing(chains * sentences, recipe.bridge.batch_size, SENTENCE + 2, (round(_TARGET * SENTENCE), 4 * SENTENCE))
+    return Writing(chains * sentences * (translator.beam_size or 1), recipe.bridge.batch_size, SENTENCE + 2,
+                   (round(_TARGET * SENTENCE), 4 * SENTENCE))
 
 
 def evaluating(recipe: Recipe) -> tuple[int, Writing, Writing]:
@@ -160,7 +162,8 @@ def evaluating(recipe: Recipe) -> tuple[int, Writing, Writing]:
     english = min(SCORED, DOCUMENT if recipe.data.english else SIDE)
     answers = settings.answers * (PROMPT + min(recipe.recover.max_new_tokens, 2 * ANSWER)) * 2  # both models read them
     read = models * (settings.documents * (target + english) + answers)
-    return (read, Writing(3 * 2 * settings.sentences, settings.batch_size, PROMPT + SENTENCE, (round(_TARGET * SENTENCE), 5 * SENTENCE)),
+    translations = 3 * 2 * settings.sentences * settings.beam_size
+    return (read, Writing(translations, settings.batch_size, PROMPT + SENTENCE, (round(_TARGET * SENTENCE), 5 * SENTENCE)),
             Writing(2 * settings.query_count, settings.batch_size, PROMPT, _up_to(settings.max_new_tokens)))
 
 
