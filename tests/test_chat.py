@@ -25,12 +25,14 @@ class Scripted:
         self._answers = list(answers)
         self.prompts: list[list[int]] = []
         self.rooms: list[int] = []
+        self.beams: list[int] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
                  on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
         (prompt,) = prompts
         self.prompts.append(list(prompt))
         self.rooms.append(sampling.max_new_tokens)
+        self.beams.append(sampling.beams)
         ids: list[int] = []
         overruled = {}
         for place, token in enumerate(self._answers.pop(0)[: sampling.max_new_tokens]):
@@ -65,6 +67,28 @@ def test_a_chain(renderer: Renderer) -> None:
     assert (reply.kind, reply.problems, reply.tokens) == (Kind.CHAIN.value, (), len(_chain(renderer)))
     assert engine.prompts == [renderer.prompt([Message("user", QUERY, "target")])]
     assert chat.history == [reply]
+
+
+def test_beams_say_the_last_step(renderer: Renderer) -> None:
+    chain = _chain(renderer)
+    said = chain.index(renderer.spans.markers.target) + 1
+    engine, parts = Scripted([chain, chain[said:]]), list[str]()
+    chat = Chat(engine, renderer.spans, beams=3, max_new_tokens=200)
+    reply = chat.send(QUERY, stream=parts.append)
+    assert (reply.query_en, reply.answer_en, reply.answer) == ("Where is it 1?", "In the city 1.", "En la ciudad 1, señor.")
+    assert "".join(parts) == reply.answer and reply.kind == Kind.CHAIN.value
+    assert engine.beams == [1, 3] and engine.rooms == [200, 200 - said]
+    assert engine.prompts[1] == [*engine.prompts[0], *chain[:said]]
+
+
+def test_beams_have_nothing_to_say_in_english_or_without_room(renderer: Renderer) -> None:
+    english = renderer.answer(renderer.recovery("In the city."))
+    engine = Scripted([english])
+    assert Chat(engine, renderer.spans, beams=3).send(ENGLISH).answer == "In the city."
+    assert engine.beams == [1]
+    engine = Scripted([_chain(renderer)])
+    assert Chat(engine, renderer.spans, beams=3, mode="direct", max_new_tokens=1).send(QUERY).answer == ""
+    assert engine.beams == [1]
 
 
 def test_history_is_in_english(renderer: Renderer) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from transllm.data.language import is_language
 from transllm.data.requests import asks_for_translation
 from transllm.errors import RunError
-from transllm.generation import REPETITION_PENALTY, Engine, LocalEngine, Sampling, TextStream
+from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
 from transllm.tcot import Form, Kind, Message, Renderer, parse, what_was_overruled
 from transllm.tokenizer import SpanTokenizer
@@ -60,12 +60,15 @@ class Chat:
         context: tokens that the model can read; the oldest turns are left out when they no longer fit.
         repetition_penalty: for words that a step of the chain has said; 1 is none.
         mode: how queries in the target language are answered. The first marker of an answer is forced, so the prompt stays as it is.
+        beams: beginnings of what is said in the target language to follow side by side. More than one say it better and show it when it is
+            done; 1 shows each word as it comes.
     """
 
     def __init__(self, engine: Engine, spans: SpanTokenizer, *, max_new_tokens: int = 1024, context: int = 2048,
-                 repetition_penalty: float = REPETITION_PENALTY, mode: Mode = "merged") -> None:
+                 repetition_penalty: float = REPETITION_PENALTY, mode: Mode = "merged", beams: int = 1) -> None:
         self._engine, self._spans, self._renderer = engine, spans, Renderer(spans)
         self._max_new_tokens, self._context, self._repetition_penalty = max_new_tokens, context, repetition_penalty
+        self._beams = beams
         self._form: Form = "chain" if mode == "merged" else "direct"
         self.history: list[Reply] = []
 
@@ -89,8 +92,7 @@ class Chat:
         sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide, fresh_ids=self._renderer.fresh_ids,
                             repetition_penalty=self._repetition_penalty)
         viewer = _Viewer(self._spans, stream)
-        (made,) = self._engine.generate([self._prompt(text, english=english)], sampling=sampling,
-                                        on_token=lambda _, token: viewer.add(token))
+        made = self._answer(self._prompt(text, english=english), sampling, viewer.add)
         chain = parse(made.ids, markers=markers, stop_ids=stop_ids)
         viewer.close()
         if not viewer.shown and stream is not None:  # an answer without a marker: only its end tells that it is one
@@ -103,6 +105,22 @@ class Chat:
                       len(made.ids), time.monotonic() - started)
         self.history.append(reply)
         return reply
+
+    def _answer(self, prompt: Sequence[int], sampling: Sampling, told: Callable[[int], None]) -> Generated:
+        """An answer to a prompt: word by word and guided; with beams, only up to where it speaks the target language."""
+        def generate(prompt: Sequence[int], sampling: Sampling) -> Generated:
+            (made,) = self._engine.generate([prompt], sampling=sampling, on_token=lambda _, token: told(token))
+            return made
+
+        if self._beams == 1:
+            return generate(prompt, sampling)
+        target = self._spans.markers.target
+        steps = generate(prompt, replace(sampling, stop_ids=sampling.stop_ids | {target}))
+        room = sampling.max_new_tokens - len(steps.ids)
+        if steps.ids[-1] != target or room < 1:
+            return steps
+        said = generate([*prompt, *steps.ids], replace(sampling, max_new_tokens=room, guide=None, beams=self._beams))
+        return replace(said, ids=[*steps.ids, *said.ids], overruled=steps.overruled)
 
     def _prompt(self, text: str, *, english: bool) -> list[int]:
         """Ids of the conversation; the oldest turns go when there is no room for an answer of the usual length."""
@@ -148,7 +166,7 @@ class _Viewer:
 
 
 def load_chat(folder: Path | str, *, max_new_tokens: int = 1024, repetition_penalty: float = REPETITION_PENALTY,
-              mode: Mode = "merged") -> Chat:
+              mode: Mode = "merged", beams: int = 1) -> Chat:
     """Open a conversation with a transformed model.
 
     Args:
@@ -156,6 +174,7 @@ def load_chat(folder: Path | str, *, max_new_tokens: int = 1024, repetition_pena
         max_new_tokens: of a whole chain.
         repetition_penalty: for words that a step of the chain has said; 1 is none.
         mode: "merged", by a chain; "direct", at once, where the model has learned it.
+        beams: beginnings of what is said in the target language to follow side by side.
 
     Raises:
         RunError: there is no merged model, or it has not learned to answer directly.
@@ -174,7 +193,7 @@ def load_chat(folder: Path | str, *, max_new_tokens: int = 1024, repetition_pena
     spans = SpanTokenizer.load(merged)
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
     return Chat(LocalEngine(model, pad_id=spans.pad_id, vocabulary=spans.size), spans, max_new_tokens=max_new_tokens, context=context,
-                repetition_penalty=repetition_penalty, mode=mode)
+                repetition_penalty=repetition_penalty, mode=mode, beams=beams)
 
 
 def _learned_direct(merged: Path) -> bool:

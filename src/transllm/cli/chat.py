@@ -28,6 +28,8 @@ def chat(
                                                                   "1: plain greedy decoding.")] = 1.1,
     mode: Annotated[Literal["merged", "direct"], typer.Option(help="merged: by a chain of English steps, the better answers. "
                                                                         "direct: at once, for models that learned it.")] = "merged",
+    beams: Annotated[int, typer.Option(min=1, max=64, help="Ways of saying the answer to follow side by side: more say it better, and show "
+                                                           "it when it is done, not word by word.")] = 1,
 ) -> None:
     """Talk to the transformed model in its new language. Lines from a pipe are answered one by one."""
     from transllm.chat import load_chat
@@ -35,7 +37,8 @@ def chat(
     asked = sys.stdin.isatty()
     if asked:
         err().print(f"Loading {folder} ...", style="dim", markup=False)
-    session = _Session(load_chat(folder, max_new_tokens=max_tokens, repetition_penalty=repetition_penalty, mode=mode), talkative=asked)
+    session = _Session(load_chat(folder, max_new_tokens=max_tokens, repetition_penalty=repetition_penalty, mode=mode, beams=beams),
+                       talkative=asked)
     if asked:
         err().print("Write in the model's new language. /help lists the commands.", style="dim")
     for line in _lines(asked):
