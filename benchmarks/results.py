@@ -49,7 +49,8 @@ def main() -> None:
           f"commit {commit}{' with changes' if status.stdout.strip() else ''}, "
           f"{processor()}, {os.cpu_count()} cores. {seconds / 60:.1f} minutes, "
           f"{max(manifest['peak_memory_gib'] for manifest in manifests.values()):.1f} GiB at most.\n")
-    print(f"Translation on {metrics.settings.get('test_pairs')} ({metrics.settings.get('sentences')} sentences); "
+    print(f"Translation on {metrics.settings.get('test_pairs')} ({metrics.settings.get('sentences')} sentences, "
+          f"beams: {metrics.settings.get('beams', 1)}); "
           f"{metrics.settings.get('queries')} queries from {metrics.settings.get('query_source')}.\n")
     table = before_after(metrics)
     print("| figure | unit | original | " + " | ".join(table.stages) + " | change |\n|---|---|" + "---|" * (len(table.stages) + 2))

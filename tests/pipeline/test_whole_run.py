@@ -93,7 +93,7 @@ def test_metrics_have_exactly_the_keys_of_the_contract(finished: Any) -> None:
     assert metrics["original"]["kl_to_original"] == 0 and metrics["original"]["same_next_token"] == 1
     assert metrics["extend"]["kl_to_original"] < 1e-6, "extending must not change what the original knows"
     assert metrics["merge"]["bits_per_byte_target"] < 0.7 * metrics["original"]["bits_per_byte_target"]
-    assert settings == {"language": "Spanish", "test_pairs": "held-out part of data.parallel", "sentences": 4, "queries": 4,
+    assert settings == {"language": "Spanish", "test_pairs": "held-out part of data.parallel", "sentences": 4, "beams": 1, "queries": 4,
                         "query_source": "files:queries.txt", "documents": {"target": 4, "english": 4}, "answers": 3}
 
 
