@@ -84,11 +84,12 @@ def test_a_prompt_does_not_depend_on_its_company_nor_on_lanes(make_chat_model: M
     alone = [next(iter(engine.generate([prompt], sampling=sampling))).ids for prompt in _prompts()]
     together = [one.ids for one in _all(engine, _prompts(), sampling)]
     assert together == alone
-    monkeypatch.setattr(local, "_ROWS_A_LANE", 8)
+    monkeypatch.setattr(local, "_ROWS_A_LANE", 2)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         assert [one.ids for one in _all(engine, _prompts(), sampling)] == alone
+        assert [one.ids for one in _all(engine, _prompts()[:1], sampling)] == alone[:1], "beams enough for two lanes, and one prompt"
     finally:
         torch.set_num_threads(before)
 

@@ -88,7 +88,8 @@ class LocalEngine:
             rows = [_Row(number, prompts[number], seed=seeds[number], left=min(
                 sampling.max_new_tokens, self._context - len(prompts[number]),
                 limits[number] if limits is not None else sampling.max_new_tokens)) for number in numbers]
-            width = min(torch.get_num_threads(), len(rows) * sampling.beams // _ROWS_A_LANE) if self._model.device.type == "cpu" else 1
+            width = (min(torch.get_num_threads(), len(rows), len(rows) * sampling.beams // _ROWS_A_LANE)
+                     if self._model.device.type == "cpu" else 1)
             with closing(self._side_by_side(rows, sampling, on_token, width=width) if width > 1 else
                          self._continue(rows, sampling, on_token)) as made:
                 yield from made

@@ -102,8 +102,9 @@ def material_of(context: Context) -> Material:
             "no held-out sentence is short enough for a query. Name evaluate.queries."))
     return Material(
         texts["target"], texts["english"], pairs, queries, answers,
-        {"language": recipe.target.name, "test_pairs": pairs_name, "sentences": len(pairs), "beams": settings.beam_size, "queries": len(queries),
-         "query_source": queries_name, "documents": {name: len(found) for name, found in texts.items()}, "answers": len(answers)})
+        {"language": recipe.target.name, "test_pairs": pairs_name, "sentences": len(pairs), "beams": settings.beam_size,
+         "queries": len(queries), "query_source": queries_name,
+         "documents": {name: len(found) for name, found in texts.items()}, "answers": len(answers)})
 
 
 def original_answers(context: Context) -> list[tuple[list[int], list[int]]]:
