@@ -211,12 +211,23 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
         # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it. Beams end by themselves.
-        guide = None if name == "original" or beams > 1 else renderer.guide(longest, form="any")
-        sampling = replace(_sampling(context, longest, guide), beams=beams)
-        replies = _generate(context, engine, messages, sampling, f"{name}: translating")
-        found[direction] = [context.spans.decode(parse(made.ids, markers=context.spans.markers, stop_ids=renderer.stop_ids).answer).strip()
-                            for made in replies]
+        sampling = _sampling(context, longest, None if name == "original" else renderer.guide(longest, form="any"))
+        prompts = [renderer.prompt([message]) for message in messages]
+        opened: list[list[int]] = [[] for _ in messages]
+        if beams > 1:
+            # The first token says what is meant, by a marker, and is chosen as chat chooses it: among beams of all forms a long chain of
+            # sure words would win over a translation.
+            opened = [made.ids for made in _generate(context, engine, prompts, replace(sampling, max_new_tokens=1), f"{name}: beginning")]
+            prompts = [[*prompt, *ids] for prompt, ids in zip(prompts, opened, strict=True)]
+            sampling = replace(sampling, guide=None, beams=beams)
+        replies = _generate(context, engine, prompts, sampling, f"{name}: translating")
+        found[direction] = [_answer(context, [*ids, *made.ids]) for ids, made in zip(opened, replies, strict=True)]
     return found
+
+
+def _answer(context: Context, ids: Sequence[int]) -> str:
+    chain = parse(ids, markers=context.spans.markers, stop_ids=context.renderer.stop_ids)
+    return context.spans.decode(chain.answer).strip()
 
 
 def _sampling(context: Context, room: int, guide: Guide | None) -> Sampling:
@@ -224,9 +235,8 @@ def _sampling(context: Context, room: int, guide: Guide | None) -> Sampling:
                     repetition_penalty=context.recipe.evaluate.repetition_penalty)
 
 
-def _generate(context: Context, engine: LocalEngine, messages: Sequence[Message], sampling: Sampling, label: str) -> list[Generated]:
-    """Replies to single user messages, in order."""
-    prompts = [context.renderer.prompt([message]) for message in messages]
+def _generate(context: Context, engine: LocalEngine, prompts: Sequence[Sequence[int]], sampling: Sampling, label: str) -> list[Generated]:
+    """Answers to prompts, in order."""
     replies: dict[int, Generated] = {}
     with context.progress.task(label, len(prompts), "answers") as bar:
         for made in engine.generate(prompts, sampling=sampling):
@@ -240,10 +250,10 @@ def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
     """Answers to unseen target-language queries, as chat would show them; well formed is only what needed no guiding."""
     spans, code, room = context.spans, context.recipe.target.code, context.recipe.evaluate.max_new_tokens
     markers, stop_ids = spans.markers, context.renderer.stop_ids
-    messages = [Message("user", query, "english" if original else "target") for query in queries]
+    prompts = [context.renderer.prompt([Message("user", query, "english" if original else "target")]) for query in queries]
     started = time.monotonic()
     sampling = _sampling(context, room, context.renderer.guide(room, form="any" if original else "chain"))
-    replies = _generate(context, engine, messages, sampling, "answering queries")
+    replies = _generate(context, engine, prompts, sampling, "answering queries")
     seconds = time.monotonic() - started
     rows, formed, in_target = [], [], []
     for query, made in zip(queries, replies, strict=True):
