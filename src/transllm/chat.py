@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from transllm.data.language import is_language
-from transllm.data.requests import asks_for_translation
+from transllm.data.requests import asks_for_translation, translation_asked
 from transllm.errors import RunError
 from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
@@ -86,9 +86,7 @@ class Chat:
         started = time.monotonic()
         english = is_language(text, "en", threshold=0.8)
         markers, stop_ids = self._spans.markers, self._renderer.stop_ids
-        # Who asks for a translation may have it: by the marker that the model chooses.
-        free = english or asks_for_translation(text, self._spans.language)
-        guide = self._renderer.guide(self._max_new_tokens, form="any" if free else self._form)
+        guide = self._renderer.guide(self._max_new_tokens, form=self._form_of(text, english=english))
         sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide, fresh_ids=self._renderer.fresh_ids,
                             repetition_penalty=self._repetition_penalty)
         viewer = _Viewer(self._spans, stream)
@@ -121,6 +119,13 @@ class Chat:
             return steps
         said = generate([*prompt, *steps.ids], replace(sampling, max_new_tokens=room, guide=None, beams=self._beams))
         return replace(said, ids=[*steps.ids, *said.ids], overruled=steps.overruled)
+
+    def _form_of(self, text: str, *, english: bool) -> Form:
+        """Who asks for a translation gets one; who may have asked for one gets what the model takes it for."""
+        asked = translation_asked(text, self._spans.language)
+        if asked is not None:
+            return "direct" if asked == "target" else "english"
+        return "any" if english or asks_for_translation(text, self._spans.language) else self._form
 
     def _prompt(self, text: str, *, english: bool) -> list[int]:
         """Ids of the conversation; the oldest turns go when there is no room for an answer of the usual length."""

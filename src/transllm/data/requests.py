@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,23 @@ def requests(language: Language, to: Literal["target", "english"]) -> tuple[Requ
     english = [Request(form.replace("{name}", language.name if to == "target" else "English"), True) for form in _table()["en"]["any"]]
     own = [Request(form, False) for form in _table().get(language.code, {}).get(to, ())]
     return tuple(one for both in zip_longest(english, own) for one in both if one is not None)
+
+
+def translation_asked(text: str, language: Language) -> Literal["target", "english"] | None:
+    """Into which of the two languages a message asks for a translation: in words of the library, from the first to the last."""
+    said = " ".join(text.split())
+    return next((to for to in ("target", "english") if any(form.fullmatch(said) for form in _patterns(language, to))), None)
+
+
+@cache
+def _patterns(language: Language, to: Literal["target", "english"]) -> tuple[re.Pattern[str], ...]:
+    """Each request with anything for its text, however it is spaced and capitalised."""
+    return tuple(re.compile(r"\s*.+\s*".join(map(re.escape, map(_spaced, request.form.split("{text}")))), re.IGNORECASE)
+                 for request in requests(language, to))
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
 def asks_for_translation(text: str, language: Language) -> bool:

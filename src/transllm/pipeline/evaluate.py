@@ -27,7 +27,7 @@ from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
-from transllm.tcot import Guide, Message, parse, what_was_overruled
+from transllm.tcot import Form, Guide, Message, parse, what_was_overruled
 from transllm.translation import SelfTranslator, TextTranslator
 
 MODELS = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
@@ -211,7 +211,9 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
         # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it. Beams end by themselves.
-        sampling = _sampling(context, longest, None if name == "original" else renderer.guide(longest, form="any"))
+        # Who asks in the library's words gets a translation, here as in chat.
+        form: Form = "direct" if direction == "en_target" else "english"
+        sampling = _sampling(context, longest, None if name == "original" else renderer.guide(longest, form=form))
         prompts = [renderer.prompt([message]) for message in messages]
         opened: list[list[int]] = [[] for _ in messages]
         if beams > 1:
