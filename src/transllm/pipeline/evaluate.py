@@ -210,26 +210,25 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
         messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
-        # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it. Beams end by themselves.
+        # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
         # Who asks in the library's words gets a translation, here as in chat.
         form: Form = "direct" if direction == "en_target" else "english"
         sampling = _sampling(context, longest, None if name == "original" else renderer.guide(longest, form=form))
         prompts = [renderer.prompt([message]) for message in messages]
         opened: list[list[int]] = [[] for _ in messages]
-        if beams > 1:
-            # The first token says what is meant, by a marker, and is chosen as chat chooses it: among beams of all forms a long chain of
-            # sure words would win over a translation.
+        if beams > 1 and name != "original":
+            # The guide writes the marker that opens a translation, and any marker after it ends it, as it would for the guide.
             opened = [made.ids for made in _generate(context, engine, prompts, replace(sampling, max_new_tokens=1), f"{name}: beginning")]
             prompts = [[*prompt, *ids] for prompt, ids in zip(prompts, opened, strict=True)]
-            sampling = replace(sampling, guide=None, beams=beams)
-        replies = _generate(context, engine, prompts, sampling, f"{name}: translating")
+            sampling = replace(sampling, guide=None, stop_ids=renderer.stop_ids | renderer.fresh_ids)
+        replies = _generate(context, engine, prompts, replace(sampling, beams=beams), f"{name}: translating")
         found[direction] = [_answer(context, [*ids, *made.ids]) for ids, made in zip(opened, replies, strict=True)]
     return found
 
 
 def _answer(context: Context, ids: Sequence[int]) -> str:
-    chain = parse(ids, markers=context.spans.markers, stop_ids=context.renderer.stop_ids)
-    return context.spans.decode(chain.answer).strip()
+    said = ids[:-1] if ids and ids[-1] in context.renderer.fresh_ids else ids
+    return context.spans.decode(parse(said, markers=context.spans.markers, stop_ids=context.renderer.stop_ids).answer).strip()
 
 
 def _sampling(context: Context, room: int, guide: Guide | None) -> Sampling:
