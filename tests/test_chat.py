@@ -224,7 +224,19 @@ def test_a_direct_answer_is_forced_by_its_marker(renderer: Renderer) -> None:
                                                  Message("user", "¿Y el niño?", "target")])
 
 
-@pytest.mark.parametrize("asked", ["Traduce al inglés: La biblioteca.", "How do you say garden in Spanish?", "Translate: La biblioteca."])
+@pytest.mark.parametrize("mode", ["merged", "direct"])
+@pytest.mark.parametrize(("asked", "to"), [
+    ("Translate into Spanish:\nThe garden.", "target"), ("¿Cómo se dice esto en español? The garden.", "target"),
+    ("TRADUCE al inglés:  El jardín.", "english"), ("I need this in English. El jardín.", "english")])
+def test_who_asks_in_known_words_gets_it_whatever_the_model_begins_with(renderer: Renderer, mode: str, asked: str, to: str) -> None:
+    markers, text = renderer.spans.markers, renderer.spans.encode_english("The garden.")
+    for begun in (markers.english, markers.response, markers.target):
+        reply = Chat(Scripted([[begun, *text, renderer.end_id]]), renderer.spans, mode=mode).send(asked)  # type: ignore[arg-type]
+        assert reply.kind == (Kind.TARGET if to == "target" else Kind.ENGLISH).value
+        assert bool(reply.problems) == (begun != (markers.target if to == "target" else markers.response))
+
+
+@pytest.mark.parametrize("asked", ["¿Qué es biblioteca en inglés?", "How do you say garden in Spanish?", "Translate: La biblioteca."])
 def test_who_asks_for_a_translation_may_have_one(renderer: Renderer, asked: str) -> None:
     spans, markers, end = renderer.spans, renderer.spans.markers, renderer.end_id
     for mode, said in (("merged", [markers.target, *spans.encode_target("El jardín."), end]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transllm.data.language import is_language
-from transllm.data.requests import _table, asks_for_translation, requests
+from transllm.data.requests import _table, asks_for_translation, requests, translation_asked
 from transllm.languages import LANGUAGES, Language
 
 OWN = sorted(set(_table()) - {"en"})
@@ -32,6 +32,22 @@ def test_a_request_is_known_for_one_and_is_in_its_language(code: str) -> None:
                 assert is_language(one.about("") * 2, code), one
     assert not asks_for_translation("¿Qué hay en la biblioteca?", language)
     assert len(_table()[code]["target"]) == len(_table()[code]["english"]) >= 6
+
+
+@pytest.mark.parametrize("code", [*OWN, "fi"])
+@pytest.mark.parametrize("to", ["target", "english"])
+def test_a_whole_request_says_into_which_language(code: str, to: str) -> None:
+    language = LANGUAGES[code]
+    for one in requests(language, to):  # type: ignore[arg-type]
+        for text in ("42", "One (two).\nThree? [four]"):
+            assert translation_asked(one.about(text), language) == to, one
+        assert translation_asked(one.about(" "), language) is None, "there is nothing to translate"
+
+
+def test_what_only_speaks_of_translation_asks_for_none() -> None:
+    for said in ("¿Es difícil aprender inglés?", "Háblame de la traducción al español.", "Traduce al inglés",
+                 "How do you say garden in Spanish?"):
+        assert translation_asked(said, LANGUAGES["es"]) is None
 
 
 def test_a_language_that_the_table_lacks() -> None:

@@ -49,7 +49,7 @@ def translation_asked(text: str, language: Language) -> Literal["target", "engli
 @cache
 def _patterns(language: Language, to: Literal["target", "english"]) -> tuple[re.Pattern[str], ...]:
     """Each request with anything for its text, however it is spaced and capitalised."""
-    return tuple(re.compile(r"\s*.+\s*".join(map(re.escape, map(_spaced, request.form.split("{text}")))), re.IGNORECASE)
+    return tuple(re.compile(r"\s*\S.*".join(map(re.escape, map(_spaced, request.form.split("{text}")))), re.IGNORECASE)
                  for request in requests(language, to))
 
 
