@@ -45,7 +45,7 @@ def open_sentences(context: Context) -> SentenceTranslator:
             assert settings.model is not None  # the recipe's types see to it
             return CTranslate2Translator(_local(context, settings.model), language, cache=_cache(context),
                                          to_english=settings.to_english and _local(context, settings.to_english),
-                                         compute_type=settings.compute_type, beam_size=settings.beam_size or 4)
+                                         compute_type=settings.compute_type, beam_size=settings.beams)
         case "llm":
             return LLMTranslator(_server(context), language, prompt=settings.prompt, max_new_tokens=settings.max_new_tokens,
                                  identity={"model": settings.model, "url": settings.url})
@@ -83,7 +83,7 @@ def _itself(context: Context) -> SelfTranslator:
     engine = LocalEngine(place(model, device), pad_id=context.spans.pad_id, batch_size=context.recipe.bridge.batch_size,
                          vocabulary=context.spans.size)
     return SelfTranslator(engine, context.renderer, weights=f"{adapter_digest(context.run / 'bitext')} {dtype}",
-                          expansion=2 * _expansion(context), beams=context.recipe.bridge.translator.beam_size or 1)
+                          expansion=2 * _expansion(context), beams=context.recipe.bridge.translator.beams)
 
 
 def _expansion(context: Context) -> float:

@@ -150,7 +150,7 @@ def bridging(recipe: Recipe) -> Writing:
     chains = min(recipe.recover.count, recipe.bridge.count) if translator.name == "self" else 0
     low, high = _up_to(recipe.recover.max_new_tokens)
     sentences = 1 + math.ceil((low + high) / 2 / SENTENCE)
-    return Writing(chains * sentences * (translator.beam_size or 1), recipe.bridge.batch_size, SENTENCE + 2,
+    return Writing(chains * sentences * translator.beams, recipe.bridge.batch_size, SENTENCE + 2,
                    (round(_TARGET * SENTENCE), 4 * SENTENCE))
 
 

@@ -193,6 +193,11 @@ class TranslatorSettings(Section):
     """Keep translations in the user's cache folder (``transllm/translations.sqlite``), so that a rerun translates nothing again, whatever
     filter changed. They are told apart by the translator's weights and settings."""
 
+    @property
+    def beams(self) -> int:
+        """``beam_size``, or what the translator takes without it."""
+        return self.beam_size or (4 if self.name == "ctranslate2" else 1)
+
     @model_validator(mode="after")
     def _fits(self) -> TranslatorSettings:
         needs = {"ctranslate2": ("model",), "llm": ("model", "url")}.get(self.name, ())
