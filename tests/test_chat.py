@@ -81,6 +81,15 @@ def test_beams_say_the_last_step(renderer: Renderer) -> None:
     assert engine.prompts[1] == [*engine.prompts[0], *chain[:said]]
 
 
+def test_a_marker_ends_what_beams_say(renderer: Renderer) -> None:
+    chain, markers = _chain(renderer), renderer.spans.markers
+    said = chain.index(markers.target) + 1
+    engine = Scripted([chain, [*chain[said:-1], markers.english, *chain[said:]]])
+    reply = Chat(engine, renderer.spans, beams=3).send(QUERY)
+    assert (reply.answer, reply.kind, reply.tokens) == ("En la ciudad 1, señor.", Kind.CHAIN.value, len(chain))
+    assert reply.problems == ("wanted the query in English again where its end was due",)
+
+
 def test_beams_have_nothing_to_say_in_english_or_without_room(renderer: Renderer) -> None:
     english = renderer.answer(renderer.recovery("In the city."))
     engine = Scripted([english])

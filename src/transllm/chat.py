@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from transllm.data.language import is_language
 from transllm.data.requests import asks_for_translation, translation_asked
 from transllm.errors import RunError
-from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream
+from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream, search_last_step
 from transllm.model import compute_dtype, default_device, load_folder, place
 from transllm.tcot import Form, Kind, Message, Renderer, parse, what_was_overruled
 from transllm.tokenizer import SpanTokenizer
@@ -106,19 +106,12 @@ class Chat:
 
     def _answer(self, prompt: Sequence[int], sampling: Sampling, told: Callable[[int], None]) -> Generated:
         """An answer to a prompt: word by word and guided; with beams, only up to where it speaks the target language."""
-        def generate(prompt: Sequence[int], sampling: Sampling) -> Generated:
-            (made,) = self._engine.generate([prompt], sampling=sampling, on_token=lambda _, token: told(token))
-            return made
+        def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
+            return list(self._engine.generate(prompts, sampling=sampling, on_token=lambda _, token: told(token)))
 
-        if self._beams == 1:
-            return generate(prompt, sampling)
-        target = self._spans.markers.target
-        steps = generate(prompt, replace(sampling, stop_ids=sampling.stop_ids | {target}))
-        room = sampling.max_new_tokens - len(steps.ids)
-        if steps.ids[-1] != target or room < 1:
-            return steps
-        said = generate([*prompt, *steps.ids], replace(sampling, max_new_tokens=room, guide=None, beams=self._beams))
-        return replace(said, ids=[*steps.ids, *said.ids], overruled=steps.overruled)
+        (made,) = search_last_step(generate, [prompt], sampling, opens=self._spans.markers.target, end_id=self._renderer.end_id,
+                                   beams=self._beams)
+        return made
 
     def _form_of(self, text: str, *, english: bool) -> Form:
         """Who asks for a translation gets one; who may have asked for one gets what the model takes it for."""

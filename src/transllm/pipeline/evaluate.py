@@ -21,7 +21,7 @@ from transllm.errors import DataError
 from transllm.evaluation.metrics import Metrics, StageMetrics, bleu_tokenizer, share, translation_scores
 from transllm.evaluation.scoring import divergence, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.generation import Generated, LocalEngine, Sampling
+from transllm.generation import Generated, LocalEngine, Sampling, search_last_step
 from transllm.model import compute_dtype, default_device, enable_packed, load_folder, load_merged, place
 from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
@@ -206,29 +206,28 @@ def _translate(context: Context, engine: LocalEngine, name: str, material: Mater
                 "target_en": [one.text for one in translator.translate(target, to="english", progress=context.progress,
                                                                        label=f"{name}: translating to English")]}
     found: dict[str, list[str]] = {}
+
+    def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
+        return _generate(context, engine, prompts, sampling, f"{name}: translating")
+
     for direction, texts in (("en_target", english), ("target_en", target)):
         messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
         if name == "original":
             messages = [Message("user", message.content) for message in messages]
-        # The original rambles as it would without us; what was tuned is ended in a loop, as chat ends it.
-        # Who asks in the library's words gets a translation, here as in chat.
-        form: Form = "direct" if direction == "en_target" else "english"
-        sampling = _sampling(context, longest, None if name == "original" else renderer.guide(longest, form=form))
         prompts = [renderer.prompt([message]) for message in messages]
-        opened: list[list[int]] = [[] for _ in messages]
-        if beams > 1 and name != "original":
-            # The guide writes the marker that opens a translation, and any marker after it ends it, as it would for the guide.
-            opened = [made.ids for made in _generate(context, engine, prompts, replace(sampling, max_new_tokens=1), f"{name}: beginning")]
-            prompts = [[*prompt, *ids] for prompt, ids in zip(prompts, opened, strict=True)]
-            sampling = replace(sampling, guide=None, stop_ids=renderer.stop_ids | renderer.fresh_ids)
-        replies = _generate(context, engine, prompts, replace(sampling, beams=beams), f"{name}: translating")
-        found[direction] = [_answer(context, [*ids, *made.ids]) for ids, made in zip(opened, replies, strict=True)]
+        if name == "original":  # it rambles as it would without us
+            replies = generate(prompts, replace(_sampling(context, longest, None), beams=beams))
+        else:  # what was tuned is ended in a loop, and gives a translation to who asks in the library's words, as in chat
+            form: Form = "direct" if direction == "en_target" else "english"
+            opens = renderer.spans.markers.target if direction == "en_target" else renderer.spans.markers.response
+            replies = search_last_step(generate, prompts, _sampling(context, longest, renderer.guide(longest, form=form)), opens=opens,
+                                       end_id=renderer.end_id, beams=beams)
+        found[direction] = [_answer(context, made.ids) for made in replies]
     return found
 
 
 def _answer(context: Context, ids: Sequence[int]) -> str:
-    said = ids[:-1] if ids and ids[-1] in context.renderer.fresh_ids else ids
-    return context.spans.decode(parse(said, markers=context.spans.markers, stop_ids=context.renderer.stop_ids).answer).strip()
+    return context.spans.decode(parse(ids, markers=context.spans.markers, stop_ids=context.renderer.stop_ids).answer).strip()
 
 
 def _sampling(context: Context, room: int, guide: Guide | None) -> Sampling:
