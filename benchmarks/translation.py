@@ -18,8 +18,8 @@ from transllm.evaluation.metrics import translation_scores
 from transllm.evaluation.scoring import rows_bits_per_byte
 from transllm.generation import LocalEngine
 from transllm.model import compute_dtype, default_device, enable_packed, load_merged, place
+from transllm.pipeline.pair_rows import pair_row
 from transllm.pipeline.stage import Context
-from transllm.pipeline.training_stages import pair_row
 from transllm.progress import Silent
 from transllm.recipe import load_recipe
 from transllm.translation import SelfTranslator, TextTranslator

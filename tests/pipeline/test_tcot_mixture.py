@@ -13,7 +13,8 @@ from transllm.errors import DataError, RunError
 from transllm.files import write_text
 from transllm.pipeline import inspect_tcot, transform
 from transllm.pipeline.bridge import bridge
-from transllm.pipeline.mixture import mixture
+from transllm.pipeline.mixture import mixture, shuffled
+from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context
 from transllm.progress import Silent
 from transllm.tokenizer import SpanTokenizer
@@ -70,7 +71,8 @@ def test_the_worst_are_dropped_and_counted_with_their_scores(made: Path) -> None
 
 def test_the_manifest_tells_asked_and_realised_shares(made: Path) -> None:
     mixed = json.loads((made / "finetune" / "manifest.json").read_text())["metrics"]["mixture"]
-    assert {kind: one["asked"] for kind, one in mixed.items()} == {"chain": 0.4, "recovery": 0.2, "translation": 0.2, "direct": 0.2}
+    assert {kind: one["asked"] for kind, one in mixed.items()} == {"chain": 0.4, "recovery": 0.2, "translation": 0.2, "direct": 0.2,
+                                                                      "pairs": 0.0}
     chains = len(_lines(made / "bridge" / "chains.jsonl"))
     assert mixed["chain"]["rows"] == chains and mixed["direct"]["rows"] == mixed["translation"]["rows"] == round(chains / 2)
     for name in ("share_of_rows", "share_of_labels"):
@@ -107,6 +109,20 @@ def test_a_later_turn_has_its_own_turns_before_it(made: Path) -> None:
     for kind in ("chain", "direct", "recovery"):
         assert any(prompt.startswith(before) for prompt, _ in _rows(made, kind, recovery=0.3)), kind
     assert sum(prompt.startswith(before) for prompt, _ in _rows(made, "chain")) == len(own)
+
+
+def test_pairs_are_rehearsed_in_the_form_of_bitext_and_from_the_end_of_its_order(made: Path) -> None:
+    recipe = load_recipe(made / "recipe.yaml", overrides=["finetune.pairs=0.1", "bitext.source_loss=false", "bitext.to_target=1"])
+    context = Context(recipe, made, made / "finetune", Silent())
+    order = shuffled(read_part(made, "pairs", "train"), context)
+    rows = [row for _, row in mixture(context, ("pairs",))]
+    chains = len(_lines(made / "bridge" / "chains.jsonl"))
+    assert len(rows) == round(chains * 0.1 / recipe.finetune.shares["chain"]) > 0
+    for row, pair in zip(rows, reversed(order), strict=False):
+        text = context.spans.extended.decode(row.ids)
+        start = row.trained.index(True)
+        assert text.startswith("<EN>") and pair["english"].strip() in text and text.endswith("<|im_end|>")
+        assert row.ids[start - 1] == context.spans.markers.target and all(row.trained[start:])
 
 
 def test_a_kind_that_cannot_fill_its_share_says_so(made: Path) -> None:

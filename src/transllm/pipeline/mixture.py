@@ -1,4 +1,4 @@
-"""The rows that *finetune* learns: chains, recovery, translation instructions and direct answers, in the recipe's shares."""
+"""The rows that *finetune* learns: chains, recovery, translation instructions, direct answers and pairs, in the recipe's shares."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from transllm.files import read_jsonl
 from transllm.pipeline.instructions import to_english, to_target
+from transllm.pipeline.pair_rows import pair_rows
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context
-from transllm.recipe.schema import Finetune
 from transllm.tcot import Message, Renderer, Span
 from transllm.training import ByOriginal, EncodedRow
 
-KINDS = ("chain", "recovery", "translation", "direct")
+KINDS = ("chain", "recovery", "translation", "direct", "pairs")
 
 
 def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, EncodedRow]]:
@@ -24,7 +24,7 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
     says so."""
     stage, renderer = context.recipe.finetune, context.renderer
     chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
-    shares = shares_of(stage)
+    shares = stage.shares
     asked = {kind: round(len(chains) * share / shares["chain"]) for kind, share in shares.items()}
     pairs = shuffled(read_part(context.run, "pairs", "train"), context)
     heard = context.recipe.recover.logits.chains
@@ -34,7 +34,9 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
         "recovery": (_recovery_row(renderer, row) for row in recovery_rows(context.run)[: asked["recovery"]]),
         "translation": _instruction_rows(context, pairs, asked["translation"]),
         "direct": (_direct_row(renderer, chains[number], after=_earlier(chains, number, stage.history))
-                   for number in _spread(asked["direct"], len(chains)))}
+                   for number in _spread(asked["direct"], len(chains))),
+        # From the end of the order in which *bitext* takes them: those that it came to last, or not at all.
+        "pairs": pair_rows(context, pairs[::-1][: asked["pairs"]])}
     for kind in kinds:
         count = 0
         for row in made[kind]:
@@ -45,15 +47,10 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
                                  f"{count}. {_MORE[kind]}")
 
 
-def shares_of(stage: Finetune) -> dict[str, float]:
-    """What share of the rows the recipe gives each kind."""
-    others = {"recovery": stage.recovery, "translation": stage.translation, "direct": stage.direct}
-    return {"chain": 1 - sum(others.values()), **others}
-
-
 _MORE = {"recovery": "Raise recover.count or recover.sampled, or lower finetune.recovery.",
          "translation": "Add pairs to data.parallel, or lower finetune.translation.",
-         "direct": "There is one for each chain: lower finetune.direct, or raise bridge.count."}
+         "direct": "There is one for each chain: lower finetune.direct, or raise bridge.count.",
+         "pairs": "Add pairs to data.parallel, or lower finetune.pairs."}
 
 
 def shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str, Any]]:

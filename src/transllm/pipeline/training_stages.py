@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,12 @@ from transllm.data.split import exclude, held_texts
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
 from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharing_asked
-from transllm.pipeline.mixture import mixture, shares_of, shuffled
+from transllm.pipeline.mixture import mixture, shuffled
+from transllm.pipeline.pair_rows import pair_rows
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
 from transllm.recipe import notices
 from transllm.recipe.schema import TrainStage
-from transllm.tcot import Renderer, Span
 from transllm.training import EncodedRow, Recovery, Rows, train, write_rows
 
 _WATCHED = 12  # held-out documents scored for the log at the start, the middle and the end
@@ -50,15 +49,10 @@ def bitext(context: Context) -> Result:
     words, sources = processes.on_main(lambda: _lexicon(context))
 
     def rows() -> Iterator[EncodedRow]:
-        shuffle = random.Random(context.recipe.seed)
         made, room = 0, stage.tokens * (1 - stage.replay)
-        for pair in itertools.chain(words, _chosen_pairs(context)):
+        for row in pair_rows(context, itertools.chain(words, _chosen_pairs(context))):
             if made >= room:
                 break
-            # Each pair serves one direction in a pass: two passes over different text beat one over the same.
-            to = "target" if shuffle.random() < stage.to_target else "english"
-            own = stage.source_loss is True or (stage.source_loss == "target" and to == "english")
-            row = pair_row(context.renderer, pair, to=to, source_loss=own)
             if len(row.ids) <= stage.sequence_length:
                 made += len(row.ids)
                 yield row
@@ -103,7 +97,7 @@ def _chosen_pairs(context: Context) -> Iterator[dict[str, str]]:
 
 
 def finetune(context: Context) -> Result:
-    """Chains, recovery conversations, translation instructions and direct answers, in the recipe's shares of rows."""
+    """Chains, recovery conversations, translation instructions, direct answers and sentence pairs, in the recipe's shares of rows."""
     stage = context.recipe.finetune
 
     def rows() -> Iterator[EncodedRow]:
@@ -129,7 +123,7 @@ def finetune(context: Context) -> Result:
         result.metrics["mixture"] = {
             kind: {"asked": round(share, 4), "rows": count, "share_of_rows": round(count / max(1, number), 4), "labels": labels,
                    "share_of_labels": round(labels / max(1, learned), 4)}
-            for kind, share in shares_of(stage).items() for count, labels in [kinds.get(kind, (0, 0))]}
+            for kind, share in stage.shares.items() for count, labels in [kinds.get(kind, (0, 0))]}
     return result
 
 
@@ -193,16 +187,3 @@ def _enough(rows: Sequence[dict[str, Any]], context: Context, key: str, *, budge
         characters += len(row[key])
         taken.append(row["text"] if key == "text" else row)
     return taken
-
-
-def pair_row(renderer: Renderer, pair: Mapping[str, str], *, to: str, source_loss: bool) -> EncodedRow:
-    """A sentence pair as *bitext* learns it: ``<EN> sentence <XX> sentence END``; for ``to="english"`` the other way round."""
-    markers = renderer.spans.markers
-    english, target = Span(markers.english, pair["english"], "english"), Span(markers.target, pair["target"], "target")
-    spans = [english, target] if to == "target" else [target, english]
-    source = renderer.answer(spans[:1], end=False)
-    ids = [*source, *renderer.answer(spans[1:])]
-    trained = [source_loss] * len(source) + [True] * (len(ids) - len(source))
-    trained[0] = False  # nothing stands before it
-    trained[len(source)] = False  # which direction is asked for is not to be guessed
-    return EncodedRow(ids, trained, len((spans[1].text + (spans[0].text if source_loss else "")).encode()))

@@ -107,16 +107,17 @@ def _pairs(recipe: Recipe) -> tuple[int, float]:
 
 
 def _conversations(recipe: Recipe) -> tuple[int, float, float]:
-    """Tokens and labels of the four kinds of rows, by their shares, and the share that the original reads too."""
+    """Tokens and labels of the five kinds of rows, by their shares, and the share that the original reads too."""
     stage = recipe.finetune
     answer = min(recipe.recover.max_new_tokens, 2 * ANSWER)
     whole = answer * (0.75 if recipe.bridge.cut_answers == "trim" else 1.0)  # what a cut answer keeps
     chain = _QUERY + whole * (1 + _TARGET)
     earlier = stage.history * 1.5 * (_QUERY + whole)
     instruction = (1 + _TARGET) * SENTENCE
-    kinds = ((1 - stage.recovery - stage.translation - stage.direct, PROMPT + earlier, chain), (stage.recovery, PROMPT, float(answer)),
-             (stage.translation, PROMPT + instruction / 2, instruction / 2), (stage.direct, PROMPT + earlier, whole * _TARGET))
-    asked, learned = sum(share * prompt for share, prompt, _ in kinds), sum(share * labels for share, _, labels in kinds)
+    pair, pair_learned = _pairs(recipe)
+    read = {"chain": (PROMPT + earlier, chain), "recovery": (PROMPT, float(answer)), "direct": (PROMPT + earlier, whole * _TARGET),
+            "translation": (PROMPT + instruction / 2, instruction / 2), "pairs": (pair * (1 - pair_learned), pair * pair_learned)}
+    asked, learned = (sum(share * read[kind][place] for kind, share in stage.shares.items()) for place in (0, 1))
     mirrored = stage.recovery * (PROMPT + answer) if recipe.recover.by != "text" else 0.0
     return round(asked + learned), learned / (asked + learned), mirrored / (asked + learned)
 

@@ -145,7 +145,7 @@ class Requests(Section):
 
 
 class Finetune(TrainStage):
-    """Transfer fine-tuning on recovery, chain, translation and direct rows. The mixture is in shares of rows."""
+    """Transfer fine-tuning on recovery, chain, translation and direct rows and on pairs. The mixture is in shares of rows."""
 
     tokens: Annotated[int, Field(ge=0)] = 50_000_000
     batch_tokens: Count = 262_144
@@ -159,7 +159,10 @@ class Finetune(TrainStage):
     """Share of translation instructions."""
     direct: Share = 0.0
     """Share of chains' answers that are learned once more without their chain, for ``chat --mode direct``, which answers at once and less
-    well. What is left beside these three are chains."""
+    well."""
+    pairs: Share = 0.0
+    """Share of sentence pairs in the form of *bitext*, rehearsed: over its own translations in the chains a small model forgets some of
+    what it was taught there. What is left beside these four are chains."""
     requests: Requests = Requests()
     """Further words for translation instructions."""
     to_target: Share = 0.5
@@ -172,8 +175,14 @@ class Finetune(TrainStage):
     """How many times the markers and the end of an answer count in the gradient. They are one label in twenty and decide the form of all
     others. 1: the paper's."""
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """What share of the rows each kind has."""
+        others = {"recovery": self.recovery, "translation": self.translation, "direct": self.direct, "pairs": self.pairs}
+        return {"chain": 1 - sum(others.values()), **others}
+
     @model_validator(mode="after")
     def _room_for_chains(self) -> Finetune:
-        if self.recovery + self.translation + self.direct >= 1:
-            raise ValueError("'recovery', 'translation' and 'direct' leave no room for chains: their sum must be below 1")
+        if self.shares["chain"] <= 0:
+            raise ValueError("'recovery', 'translation', 'direct' and 'pairs' leave no room for chains: their sum must be below 1")
         return self
