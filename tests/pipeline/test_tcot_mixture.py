@@ -111,6 +111,21 @@ def test_a_later_turn_has_its_own_turns_before_it(made: Path) -> None:
     assert sum(prompt.startswith(before) for prompt, _ in _rows(made, "chain")) == len(own)
 
 
+def test_of_chains_whose_last_step_is_not_learned_its_form_is(made: Path) -> None:
+    chains, spans = _lines(made / "bridge" / "chains.jsonl"), SpanTokenizer.load(made / "extend")
+    learned = {}
+    for share in (1.0, 0.5, 0.0):
+        recipe = load_recipe(made / "recipe.yaml", overrides=[f"finetune.last_step={share}"])
+        learned[share] = [row for _, row in mixture(Context(recipe, made, made / "finetune", Silent()), ("chain",))]
+    whole = [row.trained for row in learned[1.0]]
+    assert sum(row.trained != was for row, was in zip(learned[0.5], whole, strict=True)) == len(chains) - round(len(chains) / 2)
+    for row, full, chain in zip(learned[0.0], learned[1.0], chains, strict=True):
+        marker = max(place for place, id in enumerate(row.ids) if id == spans.markers.target)
+        assert row.ids == full.ids and row.trained[:marker + 2] == full.trained[:marker + 2], "the steps before it are learned as ever"
+        assert row.trained[marker] and row.trained[-1] and not any(row.trained[marker + 2:-1])
+        assert full.n_bytes - row.n_bytes == len(chain["answer"].encode()) and all(full.trained[marker:])
+
+
 def test_pairs_are_rehearsed_in_the_form_of_bitext_and_from_the_end_of_its_order(made: Path) -> None:
     recipe = load_recipe(made / "recipe.yaml", overrides=["finetune.pairs=0.1", "bitext.source_loss=false", "bitext.to_target=1"])
     context = Context(recipe, made, made / "finetune", Silent())

@@ -28,8 +28,9 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
     asked = {kind: round(len(chains) * share / shares["chain"]) for kind, share in shares.items()}
     pairs = shuffled(read_part(context.run, "pairs", "train"), context)
     heard = context.recipe.recover.logits.chains
+    whole = set(random.Random(context.recipe.seed).sample(range(len(chains)), round(stage.last_step * len(chains))))
     made: dict[str, Iterator[EncodedRow]] = {
-        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard)
+        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard, whole=number in whole)
                   for number, row in enumerate(chains)),
         "recovery": (_recovery_row(renderer, row) for row in recovery_rows(context.run)[: asked["recovery"]]),
         "translation": _instruction_rows(context, pairs, asked["translation"]),
@@ -74,12 +75,24 @@ def _spread(count: int, of: int) -> list[int]:
     return [number * of // count for number in range(count)]
 
 
-def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]], heard: bool) -> EncodedRow:
+def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]], heard: bool,
+               whole: bool) -> EncodedRow:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
     turns = _before(row) or [message for turn in after for message in (Message("user", turn["query_en"]),
                                                                        Message("assistant", turn["answer_en"]))]
     made = _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
+    made = made if whole else _without_last_step(renderer, made, row["answer"])
     return _with_original(renderer, made, [*turns, Message("user", row["query_en"])], row["answer_en"], end=False) if heard else made
+
+
+def _without_last_step(renderer: Renderer, row: EncodedRow, answer: str) -> EncodedRow:
+    """The chain with the words of its last step read and not learned. Its marker, its first token and its end are: they are form.
+
+    That token's few bytes are left out of the row's, which the log's bits per byte are made of.
+    """
+    begins = _last(row.ids, renderer.spans.markers.target) + 2
+    trained = [learned and not begins <= place < len(row.ids) - 1 for place, learned in enumerate(row.trained)]
+    return replace(row, trained=trained, n_bytes=row.n_bytes - len(answer.encode()))
 
 
 def _direct_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:
@@ -105,8 +118,13 @@ def _recovery_row(renderer: Renderer, row: dict[str, Any]) -> EncodedRow:
 def _with_original(renderer: Renderer, row: EncodedRow, messages: Sequence[Message], answer: str, *, end: bool) -> EncodedRow:
     """The row with what the original said in it: an answer to an English conversation, after the marker that opens it."""
     words = [*renderer.spans.encode_english(answer), *([renderer.end_id] if end else [])]
-    opening = len(row.ids) - 1 - list(reversed(row.ids)).index(renderer.spans.markers.response)  # what a user types is never a marker
+    opening = _last(row.ids, renderer.spans.markers.response)
     return replace(row, by_original=ByOriginal([*renderer.prompt(messages), *words], opening + 1, len(words), len(answer.encode())))
+
+
+def _last(ids: Sequence[int], marker: int) -> int:
+    """Where a marker stands in an answer: what a user types is never one, and neither is a history's."""
+    return len(ids) - 1 - list(reversed(ids)).index(marker)
 
 
 def _instruction_rows(context: Context, pairs: Sequence[Mapping[str, str]], asked: int) -> Iterator[EncodedRow]:

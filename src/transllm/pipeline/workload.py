@@ -111,12 +111,14 @@ def _conversations(recipe: Recipe) -> tuple[int, float, float]:
     stage = recipe.finetune
     answer = min(recipe.recover.max_new_tokens, 2 * ANSWER)
     whole = answer * (0.75 if recipe.bridge.cut_answers == "trim" else 1.0)  # what a cut answer keeps
-    chain = _QUERY + whole * (1 + _TARGET)
+    last = whole * _TARGET
+    chain = _QUERY + whole + last * stage.last_step
     earlier = stage.history * 1.5 * (_QUERY + whole)
     instruction = (1 + _TARGET) * SENTENCE
     pair, pair_learned = _pairs(recipe)
-    read = {"chain": (PROMPT + earlier, chain), "recovery": (PROMPT, float(answer)), "direct": (PROMPT + earlier, whole * _TARGET),
-            "translation": (PROMPT + instruction / 2, instruction / 2), "pairs": (pair * (1 - pair_learned), pair * pair_learned)}
+    read = {"chain": (PROMPT + earlier + last * (1 - stage.last_step), chain), "recovery": (PROMPT, float(answer)),
+            "translation": (PROMPT + instruction / 2, instruction / 2), "direct": (PROMPT + earlier, last),
+            "pairs": (pair * (1 - pair_learned), pair * pair_learned)}
     asked, learned = (sum(share * read[kind][place] for kind, share in stage.shares.items()) for place in (0, 1))
     mirrored = stage.recovery * (PROMPT + answer) if recipe.recover.by != "text" else 0.0
     return round(asked + learned), learned / (asked + learned), mirrored / (asked + learned)
