@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from transllm.chat import Chat, load_chat
+from transllm.chat import Chat, Mode, load_chat
 from transllm.errors import RunError
 from transllm.generation import Generated, Sampling
-from transllm.tcot import Kind, Message, Renderer
+from transllm.tcot import Kind, Message, Renderer, Span
 from transllm.tokenizer import SpanTokenizer
 
 QUERY = "¿Dónde está la biblioteca de la ciudad, por favor?"
@@ -29,7 +29,10 @@ class Scripted:
 
     def generate(self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, limits: Sequence[int] | None = None,
                  on_token: Callable[[int, int], None] | None = None) -> Iterator[Generated]:
-        (prompt,) = prompts
+        for number, prompt in enumerate(prompts):
+            yield self._answer(number, prompt, sampling, on_token)
+
+    def _answer(self, number: int, prompt: Sequence[int], sampling: Sampling, on_token: Callable[[int, int], None] | None) -> Generated:
         self.prompts.append(list(prompt))
         self.rooms.append(sampling.max_new_tokens)
         self.beams.append(sampling.beams)
@@ -41,10 +44,10 @@ class Scripted:
                 overruled[place] = token
             ids.append(written)
             if on_token is not None:
-                on_token(0, written)
+                on_token(number, written)
             if written in sampling.stop_ids:
                 break
-        yield Generated(0, ids, "stop" if ids[-1] in sampling.stop_ids else "length", overruled)
+        return Generated(number, ids, "stop" if ids[-1] in sampling.stop_ids else "length", overruled)
 
 
 @pytest.fixture
@@ -176,15 +179,21 @@ def test_an_english_query(renderer: Renderer, form: str) -> None:
 
 
 def test_who_asks_for_a_translation_gets_it(renderer: Renderer) -> None:
-    query = "Translate into English: la biblioteca de la ciudad está cerrada por vacaciones"
-    engine = Scripted([renderer.answer(renderer.translation("The library is closed.", to="english")), _chain(renderer)])
-    chat = Chat(engine, renderer.spans)
-    reply = chat.send(query)
-    assert len(engine.prompts) == 1 and reply.problems == ()
-    assert (reply.kind, reply.answer) == (Kind.ENGLISH.value, "The library is closed.")
-    chat.send(QUERY)  # the request has no English of its own
-    assert engine.prompts[1] == renderer.prompt([
-        Message("user", query, "target"), Message("assistant", "The library is closed."), Message("user", QUERY, "target")])
+    """Sentence by sentence, in the form of *bitext*; the request stays in the history as it was said: it has no English of its own."""
+    spans, markers, parts = renderer.spans, renderer.spans.markers, list[str]()
+    first, second = "La biblioteca de la ciudad está cerrada.", "El jardín no."
+    query = f"Translate into English: {first} {second}"
+    said = [[*spans.encode_english(text), renderer.end_id] for text in ("The library is closed.", "Not the garden.")]
+    engine = Scripted([*said, _chain(renderer)])
+    chat = Chat(engine, spans)
+    reply = chat.send(query, stream=parts.append)
+    assert engine.prompts == [[*renderer.answer([Span(markers.target, text, "target")], end=False), markers.english]
+                              for text in (first, second)]
+    assert (reply.kind, reply.answer, reply.problems) == (Kind.ENGLISH.value, "The library is closed. Not the garden.", ())
+    assert parts == [reply.answer] and reply.tokens == len(spans.encode_english(reply.answer))
+    chat.send(QUERY)
+    assert engine.prompts[-1] == renderer.prompt([
+        Message("user", query, "target"), Message("assistant", reply.answer), Message("user", QUERY, "target")])
 
 
 def test_the_oldest_turns_go_when_the_context_is_full(renderer: Renderer) -> None:
@@ -237,12 +246,14 @@ def test_a_direct_answer_is_forced_by_its_marker(renderer: Renderer) -> None:
 @pytest.mark.parametrize(("asked", "to"), [
     ("Translate into Spanish:\nThe garden.", "target"), ("¿Cómo se dice esto en español? The garden.", "target"),
     ("TRADUCE al inglés:  El jardín.", "english"), ("I need this in English. El jardín.", "english")])
-def test_who_asks_in_known_words_gets_it_whatever_the_model_begins_with(renderer: Renderer, mode: str, asked: str, to: str) -> None:
-    markers, text = renderer.spans.markers, renderer.spans.encode_english("The garden.")
-    for begun in (markers.english, markers.response, markers.target):
-        reply = Chat(Scripted([[begun, *text, renderer.end_id]]), renderer.spans, mode=mode).send(asked)  # type: ignore[arg-type]
-        assert reply.kind == (Kind.TARGET if to == "target" else Kind.ENGLISH).value
-        assert bool(reply.problems) == (begun != (markers.target if to == "target" else markers.response))
+def test_who_asks_in_known_words_gets_it_in_each_mode(renderer: Renderer, mode: Mode, asked: str, to: str) -> None:
+    said = renderer.spans.encode_english("The garden.")
+    for stop in (renderer.end_id, renderer.spans.markers.english):
+        engine = Scripted([[*said, stop]])
+        reply = Chat(engine, renderer.spans, mode=mode, beams=4).send(asked)
+        assert (reply.kind, reply.answer, reply.problems) == ((Kind.TARGET if to == "target" else Kind.ENGLISH).value, "The garden.", ())
+        assert engine.beams == [4]
+    assert Chat(Scripted([said]), renderer.spans, max_new_tokens=len(said), mode=mode).send(asked).problems == ("a sentence is cut",)
 
 
 @pytest.mark.parametrize("asked", ["¿Qué es biblioteca en inglés?", "How do you say garden in Spanish?", "Translate: La biblioteca."])

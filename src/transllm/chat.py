@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from transllm.data.language import is_language
-from transllm.data.requests import asks_for_translation, translation_asked
+from transllm.data.requests import Asked, asks_for_translation, translation_asked
 from transllm.errors import RunError
 from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream, search_last_step
 from transllm.model import compute_dtype, default_device, load_folder, place
+from transllm.progress import Silent
 from transllm.tcot import Form, Kind, Message, Renderer, parse, what_was_overruled
 from transllm.tokenizer import SpanTokenizer
+from transllm.translation import SelfTranslator, TextTranslator
 
 Mode = Literal["merged", "direct"]
 """``merged``: by a chain of English steps, as in the paper. ``direct``: at once; for models that learned it (``finetune.direct``)."""
@@ -85,6 +87,12 @@ class Chat:
         """
         started = time.monotonic()
         english = is_language(text, "en", threshold=0.8)
+        asked = translation_asked(text, self._spans.language)
+        if asked is not None:
+            self.history.append(self._translation(text, asked, english=english, started=started))
+            if stream is not None:
+                stream(self.history[-1].answer)
+            return self.history[-1]
         markers, stop_ids = self._spans.markers, self._renderer.stop_ids
         guide = self._renderer.guide(self._max_new_tokens, form=self._form_of(text, english=english))
         sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide, fresh_ids=self._renderer.fresh_ids,
@@ -113,11 +121,21 @@ class Chat:
                                    beams=self._beams)
         return made
 
+    def _translation(self, query: str, asked: Asked, *, english: bool, started: float) -> Reply:
+        """Who asks for a translation in known words gets it from the model as a translator of texts.
+
+        In the form of *bitext*, that is, sentence by sentence, with code, links and numbers kept: that form was learned on many more pairs
+        than requests in the chat template were, and says it better (docs/results).
+        """
+        translator = TextTranslator(SelfTranslator(self._engine, self._renderer, longest=self._max_new_tokens,
+                                                   repetition_penalty=self._repetition_penalty, beams=self._beams))
+        (made,) = translator.translate([asked.text], to=asked.to, progress=Silent(), label="")
+        problems = (*(["a sentence is cut"] if made.cut else []), *(f"lost: {piece}" for piece in made.lost))
+        kind, encode = ((Kind.TARGET, self._spans.encode_target) if asked.to == "target" else (Kind.ENGLISH, self._spans.encode_english))
+        return Reply(query, english, query, made.text, made.text, kind.value, problems, len(encode(made.text)), time.monotonic() - started)
+
     def _form_of(self, text: str, *, english: bool) -> Form:
-        """Who asks for a translation gets one; who may have asked for one gets what the model takes it for."""
-        asked = translation_asked(text, self._spans.language)
-        if asked is not None:
-            return "direct" if asked == "target" else "english"
+        """Who may have asked for a translation gets what the model takes it for."""
         return "any" if english or asks_for_translation(text, self._spans.language) else self._form
 
     def _prompt(self, text: str, *, english: bool) -> list[int]:

@@ -40,7 +40,8 @@ def test_a_whole_request_says_into_which_language(code: str, to: str) -> None:
     language = LANGUAGES[code]
     for one in requests(language, to):  # type: ignore[arg-type]
         for text in ("42", "One (two).\nThree? [four]"):
-            assert translation_asked(one.about(text), language) == to, one
+            assert translation_asked(one.about(text), language) == (text, to), one
+            assert translation_asked(one.about(f" {text}\n").replace(" ", "  "), language) == (text.replace(" ", "  "), to), one
         assert translation_asked(one.about(" "), language) is None, "there is nothing to translate"
 
 

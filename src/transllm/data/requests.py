@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -40,21 +40,24 @@ def requests(language: Language, to: Literal["target", "english"]) -> tuple[Requ
     return tuple(one for both in zip_longest(english, own) for one in both if one is not None)
 
 
-def translation_asked(text: str, language: Language) -> Literal["target", "english"] | None:
-    """Into which of the two languages a message asks for a translation: in words of the library, from the first to the last."""
-    said = " ".join(text.split())
-    return next((to for to in ("target", "english") if any(form.fullmatch(said) for form in _patterns(language, to))), None)
+class Asked(NamedTuple):
+    """What a message asks to be translated, and into which of the two languages."""
+
+    text: str
+    to: Literal["target", "english"]
+
+
+def translation_asked(message: str, language: Language) -> Asked | None:
+    """The text that a message asks a translation of: one that is in words of the library from the first to the last."""
+    directions: tuple[Literal["target", "english"], ...] = ("target", "english")
+    return next((Asked(found[1], to) for to in directions for form in _patterns(language, to) if (found := form.fullmatch(message))), None)
 
 
 @cache
 def _patterns(language: Language, to: Literal["target", "english"]) -> tuple[re.Pattern[str], ...]:
     """Each request with anything for its text, however it is spaced and capitalised."""
-    return tuple(re.compile(r"\s*\S.*".join(map(re.escape, map(_spaced, request.form.split("{text}")))), re.IGNORECASE)
-                 for request in requests(language, to))
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
+    forms = ([r"\s+".join(map(re.escape, part.split())) for part in request.form.split("{text}")] for request in requests(language, to))
+    return tuple(re.compile(r"\s*" + r"\s*(\S.*?)\s*".join(parts) + r"\s*", re.IGNORECASE | re.DOTALL) for parts in forms)
 
 
 def asks_for_translation(text: str, language: Language) -> bool:

@@ -21,14 +21,15 @@ from transllm.errors import DataError
 from transllm.evaluation.metrics import Metrics, StageMetrics, bleu_tokenizer, share, translation_scores
 from transllm.evaluation.scoring import divergence, held_out_texts, text_bits_per_byte
 from transllm.files import read_jsonl, write_json
-from transllm.generation import Generated, LocalEngine, Sampling, search_last_step
+from transllm.generation import Generated, LocalEngine, Sampling
 from transllm.model import compute_dtype, default_device, enable_packed, load_folder, load_merged, place
 from transllm.model.load import weight_of
 from transllm.pipeline.instructions import to_english, to_target
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
-from transllm.tcot import Form, Guide, Message, parse, what_was_overruled
+from transllm.tcot import Guide, Message, parse, what_was_overruled
 from transllm.translation import SelfTranslator, TextTranslator
+from transllm.translation.translator import Direction
 
 MODELS = ("original", "extend", "pretrain", "bitext", "finetune", "merge")
 _SHOWN = 6
@@ -192,37 +193,24 @@ def measure(context: Context, name: str, material: Material) -> dict[str, Any]:
 
 
 def _translate(context: Context, engine: LocalEngine, name: str, material: Material) -> dict[str, list[str]]:
-    """Both directions, in the form that this model was taught: asked in its chat template, or continued as in *bitext*."""
-    language, renderer, beams = context.recipe.target, context.renderer, context.recipe.evaluate.beam_size
-    english, target = ([pair[side] for pair in material.pairs] for side in (0, 1))
+    """Both directions: the original asked in its chat template, the others continuing pairs, as chat does when it is asked."""
+    language, renderer, settings = context.recipe.target, context.renderer, context.recipe.evaluate
+    sides: dict[Direction, list[str]] = {"target": [pair[0] for pair in material.pairs], "english": [pair[1] for pair in material.pairs]}
     # A model that rambles is cut where no translation would still go on: its score would only fall with each word more.
-    longest = 16 + 2 * max(len(context.spans.encode_target(text)) for text in [*english, *target])
-    if name == "bitext":
-        sentences = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=context.recipe.evaluate.repetition_penalty,
-                                   beams=beams)
-        translator = TextTranslator(sentences, protect=False)  # what the model itself writes is measured
-        return {"en_target": [one.text for one in translator.translate(english, to="target", progress=context.progress,
-                                                                       label=f"{name}: translating to {language.name}")],
-                "target_en": [one.text for one in translator.translate(target, to="english", progress=context.progress,
-                                                                       label=f"{name}: translating to English")]}
+    longest = 16 + 2 * max(len(context.spans.encode_target(text)) for texts in sides.values() for text in texts)
+    sentences = SelfTranslator(engine, renderer, longest=longest, repetition_penalty=settings.repetition_penalty, beams=settings.beam_size)
+    translator = TextTranslator(sentences, protect=False)  # what the model itself writes is measured
     found: dict[str, list[str]] = {}
-
-    def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
-        return _generate(context, engine, prompts, sampling, f"{name}: translating")
-
-    for direction, texts in (("en_target", english), ("target_en", target)):
-        messages = [to_target(text, language) if direction == "en_target" else to_english(text, language) for text in texts]
-        if name == "original":
-            messages = [Message("user", message.content) for message in messages]
-        prompts = [renderer.prompt([message]) for message in messages]
+    for to, texts in sides.items():
+        label = f"{name}: translating to {language.name if to == 'target' else 'English'}"
         if name == "original":  # it rambles as it would without us
-            replies = generate(prompts, replace(_sampling(context, longest, None), beams=beams))
-        else:  # what was tuned is ended in a loop, and gives a translation to who asks in the library's words, as in chat
-            form: Form = "direct" if direction == "en_target" else "english"
-            opens = renderer.spans.markers.target if direction == "en_target" else renderer.spans.markers.response
-            replies = search_last_step(generate, prompts, _sampling(context, longest, renderer.guide(longest, form=form)), opens=opens,
-                                       end_id=renderer.end_id, beams=beams)
-        found[direction] = [_answer(context, made.ids) for made in replies]
+            asked = [Message("user", (to_target if to == "target" else to_english)(text, language).content) for text in texts]
+            replies = _generate(context, engine, [renderer.prompt([message]) for message in asked],
+                                replace(_sampling(context, longest, None), beams=settings.beam_size), label)
+            made = [_answer(context, reply.ids) for reply in replies]
+        else:
+            made = [one.text for one in translator.translate(texts, to=to, progress=context.progress, label=label)]
+        found["en_target" if to == "target" else "target_en"] = made
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from transllm.tokenizer import Markers
 
-Form = Literal["chain", "direct", "english", "any"]
+Form = Literal["chain", "direct", "any"]
 
 _TIMES = 4  # that a step may say the same
 _LONGEST_LOOP = 32  # tokens that are said again
@@ -32,8 +32,8 @@ class Guide:
         stop_ids: ids that end a turn.
         end_id: the one of them to write where a turn must end.
         room: tokens that the answer may have.
-        form: "chain": it must be one. "direct": the answer in the target language at once. "english": in English at once. "any": the model
-            may choose between these three, and is kept to what it chose.
+        form: "chain": it must be one. "direct": the answer in the target language at once. "any": the model may choose between these
+            two and an answer in English, and is kept to what it chose.
     """
 
     markers: Markers
@@ -47,7 +47,7 @@ class Guide:
         places = [place for place, written in enumerate(ids) if written in names]
         form = "".join(names[ids[place]] for place in places)
         if not ids and self.form != "any":
-            return {"chain": self.markers.english, "direct": self.markers.target, "english": self.markers.response}[self.form]
+            return self.markers.english if self.form == "chain" else self.markers.target
         if not ids and token in names:
             return token
         following = {"E": self.markers.response, "ER": self.markers.target}.get(form, self.end_id)
