@@ -187,7 +187,7 @@ def measure(context: Context, name: str, material: Material) -> dict[str, Any]:
                                         tokenize=bleu_tokenizer(recipe.target) if key == "target" else "13a")
             figures |= {f"{metric}_{direction}": scores[metric] for metric in ("chrf", "chrfpp", "bleu")}
     if is_original or is_tuned:
-        written["chains"], more = _converse(context, engine, material.queries, original=is_original)
+        written["chains"], more = converse(context, engine, material.queries, original=is_original)
         figures |= more
     return {"metrics": StageMetrics.from_dict(figures).to_dict(), **written}
 
@@ -233,7 +233,7 @@ def _generate(context: Context, engine: LocalEngine, prompts: Sequence[Sequence[
     return [replies[number] for number in range(len(prompts))]
 
 
-def _converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
+def converse(context: Context, engine: LocalEngine, queries: Sequence[str], *,
               original: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Answers to unseen target-language queries, as chat would show them; well formed is only what needed no guiding."""
     spans, code, room = context.spans, context.recipe.target.code, context.recipe.evaluate.max_new_tokens
