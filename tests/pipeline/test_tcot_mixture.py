@@ -11,11 +11,13 @@ import pytest
 from transllm import load_recipe
 from transllm.errors import DataError, RunError
 from transllm.files import write_text
+from transllm.generation import REPETITION_PENALTY
 from transllm.pipeline import inspect_tcot, transform
 from transllm.pipeline.bridge import bridge
 from transllm.pipeline.mixture import mixture, shuffled
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context
+from transllm.pipeline.translators import open_sentences
 from transllm.progress import Silent
 from transllm.tokenizer import SpanTokenizer
 
@@ -67,6 +69,11 @@ def test_the_worst_are_dropped_and_counted_with_their_scores(made: Path) -> None
     assert counts["kept"] == len(chains) and counts["dropped"]["among the worst by score"] == len(worst)
     assert counts["read"] == len(chains) + len(rejects) and manifest["metrics"]["encoder"] == "self"
     assert set(manifest["metrics"]) >= {"similarity_kept", "similarity_dropped", "round_trip_kept", "round_trip_dropped"}
+
+
+def test_a_model_that_translates_for_itself_is_kept_from_going_in_circles(made: Path) -> None:
+    recipe = load_recipe(made / "recipe.yaml")
+    assert open_sentences(Context(recipe, made, made / "bridge", Silent())).identity["penalty"] == REPETITION_PENALTY > 1
 
 
 def test_the_manifest_tells_asked_and_realised_shares(made: Path) -> None:

@@ -19,9 +19,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("pretrain", ("prepare", "extend"), ("pretrain", "training"), pretrain, shared=True),
     Stage("bitext", ("prepare", "extend", "pretrain"), ("bitext", "training"), bitext, shared=True),
     Stage("recover", (), ("model", "recover", "evaluate.answers"), recover, version=2, apart=_LEARNED),
-    Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge, version=2),
+    Stage("bridge", ("extend", "bitext", "recover"), ("bridge",), bridge, version=3),
     Stage("finetune", ("prepare", "extend", "bitext", "recover", "bridge"), ("finetune", "training", *_LEARNED), finetune, version=5,
           shared=True),
     Stage("merge", ("extend", "finetune"), ("merge",), merge),
-    Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate),
+    Stage("evaluate", ("prepare", "extend", "pretrain", "bitext", "recover", "finetune", "merge"), ("evaluate",), evaluate,
+          version=2),
 )

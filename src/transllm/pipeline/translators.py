@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transllm.data.package import default_cache
-from transllm.generation import ConversationEngine, LocalEngine
+from transllm.generation import REPETITION_PENALTY, ConversationEngine, LocalEngine
 from transllm.generation.server import ServerEngine
 from transllm.model import compute_dtype, default_device, load_merged, place
 from transllm.model.saved import adapter_digest
@@ -83,7 +83,8 @@ def _itself(context: Context) -> SelfTranslator:
     engine = LocalEngine(place(model, device), pad_id=context.spans.pad_id, batch_size=context.recipe.bridge.batch_size,
                          vocabulary=context.spans.size)
     return SelfTranslator(engine, context.renderer, weights=f"{adapter_digest(context.run / 'bitext')} {dtype}",
-                          expansion=2 * _expansion(context), beams=context.recipe.bridge.translator.beams)
+                          expansion=2 * _expansion(context), repetition_penalty=REPETITION_PENALTY,
+                          beams=context.recipe.bridge.translator.beams)
 
 
 def _expansion(context: Context) -> float:
