@@ -6,8 +6,8 @@
 The pairs (written for this project, English first) are plain everyday sentences, the queries what users ask; never train on them, and never
 report them as a result. Prints each translation, and last one line of JSON: bits per byte of the translation given the source (the finer
 figure of the two at small budgets), and chrF of translations and the seconds they took, both directions. ``--asked`` gives the same for
-requests in the chat template, in words that chat would not know and the model may answer in any form; ``--queries`` the share of
-well-formed chains and of answers in the target language, unguided and guided, as *evaluate* measures them.
+requests in the chat template, greedily, which the model may answer in any form (chat, which knows these words, continues a pair);
+``--queries`` the share of well-formed chains and of answers in the target language, unguided and guided, as *evaluate* measures them.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from transllm.data.language import is_language
 from transllm.data.requests import Asked, asks_for_translation, translation_asked
 from transllm.errors import RunError
-from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream, search_last_step
+from transllm.generation import REPETITION_PENALTY, Engine, Generated, LocalEngine, Sampling, TextStream
 from transllm.model import compute_dtype, default_device, load_folder, place
 from transllm.progress import Silent
 from transllm.tcot import Form, Kind, Message, Renderer, parse, what_was_overruled
@@ -89,10 +89,11 @@ class Chat:
         english = is_language(text, "en", threshold=0.8)
         asked = translation_asked(text, self._spans.language)
         if asked is not None:
-            self.history.append(self._translation(text, asked, english=english, started=started))
+            reply = self._translation(text, asked, english=english, started=started)
             if stream is not None:
-                stream(self.history[-1].answer)
-            return self.history[-1]
+                stream(reply.answer)
+            self.history.append(reply)
+            return reply
         markers, stop_ids = self._spans.markers, self._renderer.stop_ids
         guide = self._renderer.guide(self._max_new_tokens, form=self._form_of(text, english=english))
         sampling = Sampling(self._max_new_tokens, stop_ids=stop_ids, guide=guide, fresh_ids=self._renderer.fresh_ids,
@@ -113,13 +114,28 @@ class Chat:
         return reply
 
     def _answer(self, prompt: Sequence[int], sampling: Sampling, told: Callable[[int], None]) -> Generated:
-        """An answer to a prompt: word by word and guided; with beams, only up to where it speaks the target language."""
-        def generate(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Generated]:
-            return list(self._engine.generate(prompts, sampling=sampling, on_token=lambda _, token: told(token)))
+        """An answer to a prompt: word by word and guided; with beams, only up to where it speaks the target language.
 
-        (made,) = search_last_step(generate, [prompt], sampling, opens=self._spans.markers.target, end_id=self._renderer.end_id,
-                                   beams=self._beams)
-        return made
+        A marker ends what the beams say, where the guide would have written an end.
+        """
+        def generate(prompt: Sequence[int], sampling: Sampling) -> Generated:
+            (made,) = self._engine.generate([prompt], sampling=sampling, on_token=lambda _, token: told(token))
+            return made
+
+        if self._beams == 1:
+            return generate(prompt, sampling)
+        target = self._spans.markers.target
+        steps = generate(prompt, replace(sampling, stop_ids=sampling.stop_ids | {target}))
+        room = sampling.max_new_tokens - len(steps.ids)
+        if steps.ids[-1] != target or room < 1:
+            return steps
+        said = generate([*prompt, *steps.ids], replace(sampling, max_new_tokens=room, guide=None, beams=self._beams,
+                                                       stop_ids=sampling.stop_ids | sampling.fresh_ids))
+        ids, overruled = [*steps.ids, *said.ids], dict(steps.overruled)
+        if ids[-1] in sampling.fresh_ids:
+            overruled[len(ids) - 1] = ids[-1]
+            ids[-1] = self._renderer.end_id
+        return replace(said, ids=ids, overruled=overruled)
 
     def _translation(self, query: str, asked: Asked, *, english: bool, started: float) -> Reply:
         """Who asks for a translation in known words gets it from the model as a translator of texts.

@@ -9,11 +9,10 @@ from transllm.generation.local import LocalEngine
 from transllm.generation.open_engine import EngineSpec, open_engine, require_engine
 from transllm.generation.ray_engine import RayEngine
 from transllm.generation.server import ServerEngine
-from transllm.generation.steps import search_last_step
 from transllm.generation.stream import TextStream
 from transllm.generation.vllm import VllmEngine
 
 __all__ = ["REPETITION_PENALTY", "Choice", "Conversation", "ConversationEngine", "Engine", "EngineSpec", "Finish", "Generated",
            "LlamaCppEngine", "LocalEngine", "RayEngine", "Reply", "ReplySampling", "Sampling", "ServerEngine", "TextStream",
            "TransformersEngine", "Turn", "VllmEngine", "engine_for", "fastest", "numbered", "open_engine", "require_engine",
-           "search_last_step", "tokens_per_second"]
+           "tokens_per_second"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 from transllm.files import read_jsonl
@@ -36,8 +37,8 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
         "translation": _instruction_rows(context, pairs, asked["translation"]),
         "direct": (_direct_row(renderer, chains[number], after=_earlier(chains, number, stage.history))
                    for number in _spread(asked["direct"], len(chains))),
-        # From the end of the order in which *bitext* takes them: those that it came to last, or not at all.
-        "pairs": pair_rows(context, pairs[::-1][: asked["pairs"]])}
+        # From the end of the order in which *bitext* takes them (at random): those that it came to last, or not at all.
+        "pairs": pair_rows(context, islice(reversed(pairs), asked["pairs"]))}
     for kind in kinds:
         count = 0
         for row in made[kind]:
