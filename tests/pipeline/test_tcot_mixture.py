@@ -124,13 +124,19 @@ def test_of_chains_whose_last_step_is_not_learned_its_form_is(made: Path) -> Non
     for share in (1.0, 0.5, 0.0):
         recipe = load_recipe(made / "recipe.yaml", overrides=[f"finetune.last_step={share}"])
         learned[share] = [row for _, row in mixture(Context(recipe, made, made / "finetune", Silent()), ("chain",))]
-    whole = [row.trained for row in learned[1.0]]
-    assert sum(row.trained != was for row, was in zip(learned[0.5], whole, strict=True)) == len(chains) - round(len(chains) / 2)
-    for row, full, chain in zip(learned[0.0], learned[1.0], chains, strict=True):
-        marker = max(place for place, id in enumerate(row.ids) if id == spans.markers.target)
-        assert row.ids == full.ids and row.trained[:marker + 2] == full.trained[:marker + 2], "the steps before it are learned as ever"
-        assert row.trained[marker] and row.trained[-1] and not any(row.trained[marker + 2:-1])
-        assert full.n_bytes - row.n_bytes == len(chain["answer"].encode()) and all(full.trained[marker:])
+    words = 0
+    for none, half, full, chain in zip(learned[0.0], learned[0.5], learned[1.0], chains, strict=True):
+        marker = max(place for place, id in enumerate(none.ids) if id == spans.markers.target)
+        assert none.ids == half.ids == full.ids and all(full.trained[marker:])
+        for row in (none, half):
+            assert row.trained[:marker + 1] == full.trained[:marker + 1], "the steps before it are learned as ever"
+            assert row.trained[marker] and row.trained[-1] and not row.trained[marker + 1], "how the model begins is learned of none"
+        assert not any(none.trained[marker + 1:-1]) and len(set(half.trained[marker + 2:-1])) == 1
+        assert full.n_bytes - none.n_bytes == len(chain["answer"].encode())
+        whole = half.trained[marker + 2]
+        assert full.n_bytes - half.n_bytes == len(spans.decode([half.ids[marker + 1]] if whole else half.ids[marker + 1:-1]).encode())
+        words += whole
+    assert words == round(len(chains) / 2)
 
 
 def test_pairs_are_rehearsed_in_the_form_of_bitext_and_from_the_end_of_its_order(made: Path) -> None:

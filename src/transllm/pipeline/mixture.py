@@ -31,7 +31,8 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
     heard = context.recipe.recover.logits.chains
     whole = set(random.Random(context.recipe.seed).sample(range(len(chains)), round(stage.last_step * len(chains))))
     made: dict[str, Iterator[EncodedRow]] = {
-        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard, whole=number in whole)
+        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard, whole=number in whole,
+                             own_words=stage.last_step < 1)
                   for number, row in enumerate(chains)),
         "recovery": (_recovery_row(renderer, row) for row in recovery_rows(context.run)[: asked["recovery"]]),
         "translation": _instruction_rows(context, pairs, asked["translation"]),
@@ -77,23 +78,25 @@ def _spread(count: int, of: int) -> list[int]:
 
 
 def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]], heard: bool,
-               whole: bool) -> EncodedRow:
+               whole: bool, own_words: bool) -> EncodedRow:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
     turns = _before(row) or [message for turn in after for message in (Message("user", turn["query_en"]),
                                                                        Message("assistant", turn["answer_en"]))]
     made = _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
-    made = made if whole else _without_last_step(renderer, made, row["answer"])
+    made = _without_own_words(renderer, made, whole=whole) if own_words else made
     return _with_original(renderer, made, [*turns, Message("user", row["query_en"])], row["answer_en"], end=False) if heard else made
 
 
-def _without_last_step(renderer: Renderer, row: EncodedRow, answer: str) -> EncodedRow:
-    """The chain with the words of its last step read and not learned. Its marker, its first token and its end are: they are form.
+def _without_own_words(renderer: Renderer, row: EncodedRow, *, whole: bool) -> EncodedRow:
+    """The chain with the words of its last step read and not learned; if ``whole``, with its first token so. Marker and end are form,
+    and learned.
 
-    That token's few bytes are left out of the row's, which the log's bits per byte are made of.
+    What the model translates begins alike more often than what people write, so that a beginning, learned once more, is soon the only one.
     """
-    begins = _last(row.ids, renderer.spans.markers.target) + 2
-    trained = [learned and not begins <= place < len(row.ids) - 1 for place, learned in enumerate(row.trained)]
-    return replace(row, trained=trained, n_bytes=row.n_bytes - len(answer.encode()))
+    begins = _last(row.ids, renderer.spans.markers.target) + 1
+    ends = begins + 1 if whole else len(row.ids) - 1
+    trained = [learned and not begins <= place < ends for place, learned in enumerate(row.trained)]
+    return replace(row, trained=trained, n_bytes=row.n_bytes - len(renderer.spans.decode(row.ids[begins:ends]).encode()))
 
 
 def _direct_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:

@@ -172,9 +172,9 @@ class Finetune(TrainStage):
     """Share of chains that follow one or two earlier turns, in English as chat keeps them. They are turns of other conversations: what is
     learned is that a history does not change the form of an answer."""
     last_step: Share = 1.0
-    """Share of chains whose last step, the answer in the target language, is learned word by word; of the others its form is. A model that
-    translated the chains itself learns nothing from its own words but its mistakes, once more (docs/results). 1: the paper's,
-    right for any better translator."""
+    """Share of chains whose last step, the answer in the target language, is learned word by word; of the others its marker and end are. A
+    model that translated the chains itself learns nothing from its own words but its mistakes, once more (docs/results); below 1, how
+    it begins its answers is learned of none. 1: the paper's, right for any better translator."""
     form_weight: Annotated[float, Field(gt=0)] = 1.0
     """How many times the markers and the end of an answer count in the gradient. They are one label in twenty and decide the form of all
     others. 1: the paper's."""
