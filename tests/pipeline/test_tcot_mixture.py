@@ -6,20 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from transllm import load_recipe
 from transllm.errors import DataError, RunError
 from transllm.files import write_text
 from transllm.generation import REPETITION_PENALTY
+from transllm.model import load_merged
 from transllm.pipeline import inspect_tcot, transform
 from transllm.pipeline.bridge import bridge
 from transllm.pipeline.mixture import mixture, shuffled
+from transllm.pipeline.own_words import with_own_words
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context
 from transllm.pipeline.translators import open_sentences
 from transllm.progress import Silent
 from transllm.tokenizer import SpanTokenizer
+from transllm.training import DRAWS
 
 HISTORY = [{"role": "user", "content": "Who painted the bridge?"}, {"role": "assistant", "content": "Nobody knows."}]
 
@@ -79,7 +84,7 @@ def test_a_model_that_translates_for_itself_is_kept_from_going_in_circles(made: 
 def test_the_manifest_tells_asked_and_realised_shares(made: Path) -> None:
     mixed = json.loads((made / "finetune" / "manifest.json").read_text())["metrics"]["mixture"]
     assert {kind: one["asked"] for kind, one in mixed.items()} == {"chain": 0.4, "recovery": 0.2, "translation": 0.2, "direct": 0.2,
-                                                                      "pairs": 0.0}
+                                                                      "pairs": 0.0, "own": 0.0}
     chains = len(_lines(made / "bridge" / "chains.jsonl"))
     assert mixed["chain"]["rows"] == chains and mixed["direct"]["rows"] == mixed["translation"]["rows"] == round(chains / 2)
     for name in ("share_of_rows", "share_of_labels"):
@@ -90,8 +95,9 @@ def test_the_manifest_tells_asked_and_realised_shares(made: Path) -> None:
 def _rows(run: Path, kind: str, **overrides: Any) -> list[tuple[str, str]]:
     recipe = load_recipe(run / "recipe.yaml", overrides=[f"finetune.{key}={value}" for key, value in overrides.items()])
     spans, found = SpanTokenizer.load(run / "extend"), []
-    for name, row in mixture(Context(recipe, run, run / "finetune", Silent()), (kind,)):
-        assert name == kind
+    for one in mixture(Context(recipe, run, run / "finetune", Silent()), (kind,)):
+        row = one.row
+        assert one.kind == kind
         start = row.trained.index(True)
         found.append((spans.extended.decode(row.ids[:start]), spans.extended.decode(row.ids[start:])))
     return found
@@ -118,32 +124,53 @@ def test_a_later_turn_has_its_own_turns_before_it(made: Path) -> None:
     assert sum(prompt.startswith(before) for prompt, _ in _rows(made, "chain")) == len(own)
 
 
-def test_of_chains_whose_last_step_is_not_learned_its_form_is(made: Path) -> None:
-    chains, spans = _lines(made / "bridge" / "chains.jsonl"), SpanTokenizer.load(made / "extend")
-    learned = {}
-    for share in (1.0, 0.5, 0.0):
-        recipe = load_recipe(made / "recipe.yaml", overrides=[f"finetune.last_step={share}"])
-        learned[share] = [row for _, row in mixture(Context(recipe, made, made / "finetune", Silent()), ("chain",))]
-    words = 0
-    for none, half, full, chain in zip(learned[0.0], learned[0.5], learned[1.0], chains, strict=True):
-        marker = max(place for place, id in enumerate(none.ids) if id == spans.markers.target)
-        assert none.ids == half.ids == full.ids and all(full.trained[marker:])
-        for row in (none, half):
-            assert row.trained[:marker + 1] == full.trained[:marker + 1], "the steps before it are learned as ever"
-            assert row.trained[marker] and row.trained[-1] and not row.trained[marker + 1], "how the model begins is learned of none"
-        assert not any(none.trained[marker + 1:-1]) and len(set(half.trained[marker + 2:-1])) == 1
-        assert full.n_bytes - none.n_bytes == len(chain["answer"].encode())
-        whole = half.trained[marker + 2]
-        assert full.n_bytes - half.n_bytes == len(spans.decode([half.ids[marker + 1]] if whole else half.ids[marker + 1:-1]).encode())
-        words += whole
-    assert words == round(len(chains) / 2)
+def test_the_models_own_translations_are_learned_from_its_distribution(made: Path) -> None:
+    chains = _lines(made / "bridge" / "chains.jsonl")
+    recipe = load_recipe(made / "recipe.yaml", overrides=["finetune.own_words=distribution", "finetune.own=0.2", "finetune.pairs=0.05"])
+    context = Context(recipe, made, made / "finetune", Silent())
+    mixed = list(mixture(context))
+    rows = list(with_own_words(mixed, context))
+    assert [(one.kind, list(one.row.ids), one.reading) for one in rows] == [(one.kind, list(one.row.ids), one.reading) for one in mixed]
+    assert {one.kind for one in rows if one.row.drawn is not None} == {"chain", "own"} == {one.kind for one in rows if one.reading}
+    target = context.spans.markers.target
+    for one in rows:
+        if one.reading is None:
+            continue
+        drawn = one.row.drawn
+        assert drawn is not None and drawn.tokens.shape == (one.reading.count, DRAWS) and drawn.tokens.max() < context.spans.size
+        # The same words in the row as in what the model reads; in a chain all of the last step but its form.
+        assert one.row.ids[drawn.at: drawn.at + one.reading.count] == one.reading.ids[-one.reading.count:]
+        assert one.row.ids[drawn.at - 1] == one.reading.ids[-one.reading.count - 1] == target and one.reading.ids[0] != target
+        assert drawn.at + one.reading.count == len(one.row.ids) - (1 if one.kind == "chain" else 0)
+    own = [context.spans.decode(one.row.ids).strip() for one in rows if one.kind == "own"]
+    assert len(own) == round(len(chains) * 0.2 / recipe.finetune.shares["chain"]) > 1
+    assert own[0].startswith(chains[0]["query_en"].strip()[:20]) and own[1].startswith(chains[1]["answer_en"].strip()[:20])
+
+
+def test_what_is_drawn_is_what_the_model_says(made: Path) -> None:
+    recipe = load_recipe(made / "recipe.yaml", overrides=["finetune.own=0.2"])
+    context = Context(recipe, made, made / "finetune", Silent())
+    (one, *_) = mixture(context, ("own",))
+    times = 250
+    drawn = np.stack([again.row.drawn.tokens for again in with_own_words([one] * times, context) if again.row.drawn is not None])
+    model, _ = load_merged(made / "extend", made / "bitext", dtype=torch.float32)
+    reading = one.reading
+    assert reading is not None
+    with torch.inference_mode():
+        said = model(torch.tensor([list(reading.ids)])).logits[0, -reading.count - 1: -1, : context.spans.size].softmax(-1)
+    for place, wanted in enumerate(said):
+        tokens = drawn[:, place].ravel()
+        likeliest = int(wanted.argmax())
+        share, found = float(wanted[likeliest]), float((tokens == likeliest).mean())
+        assert abs(found - share) < 5 * (share * (1 - share) / len(tokens)) ** 0.5 + 0.002
+        assert -wanted[torch.tensor(tokens).long()].log().mean() == pytest.approx(float(-(wanted * wanted.log()).sum()), rel=0.1, abs=0.02)
 
 
 def test_pairs_are_rehearsed_in_the_form_of_bitext_and_from_the_end_of_its_order(made: Path) -> None:
     recipe = load_recipe(made / "recipe.yaml", overrides=["finetune.pairs=0.1", "bitext.source_loss=false", "bitext.to_target=1"])
     context = Context(recipe, made, made / "finetune", Silent())
     order = shuffled(read_part(made, "pairs", "train"), context)
-    rows = [row for _, row in mixture(context, ("pairs",))]
+    rows = [one.row for one in mixture(context, ("pairs",))]
     chains = len(_lines(made / "bridge" / "chains.jsonl"))
     assert len(rows) == round(chains * 0.1 / recipe.finetune.shares["chain"]) > 0
     for row, pair in zip(rows, reversed(order), strict=False):

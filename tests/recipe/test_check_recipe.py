@@ -122,7 +122,8 @@ def test_ray_and_a_choice_that_measures_this_machine(tmp_path: Path) -> None:
 
 
 def test_what_scores_translations(tmp_path: Path) -> None:
-    for overrides, expected in ((["bridge.encoder=./nowhere"], "bridge.encoder: there is no folder"), (["bridge.drop_worst=1"], "is 1, so"),
+    for overrides, expected in ((["finetune.own_words=distribution", "bridge.translator=apertium"], "for the model's own translations"),
+                                (["bridge.encoder=./nowhere"], "bridge.encoder: there is no folder"), (["bridge.drop_worst=1"], "is 1, so"),
                                 (["bridge.drop_worst=0", "bridge.round_trip=true"], "which is 0: nothing would read it")):
         (found,) = checked(tmp_path, GOOD, *overrides)
         assert expected in found

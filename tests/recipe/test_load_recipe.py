@@ -181,7 +181,7 @@ def test_a_list_that_is_a_mapping(tmp_path: Path) -> None:
 
 def test_rules_over_several_keys(tmp_path: Path) -> None:
     said = only(tmp_path, GOOD + "finetune: {recovery: 0.8, translation: 0.3}\n")
-    assert "finetune: 'recovery', 'translation', 'direct' and 'pairs' leave no room" in said
+    assert "finetune: 'recovery', 'translation', 'direct', 'pairs' and 'own' leave no room" in said
     text = "model: x\nlanguage: th\ndata:\n  parallel: [{files: a, hub: b}, {}]\n"
     assert problems(tmp_path, text) == [
         f"data.parallel[{index}]: a source names exactly one of 'package', 'files' and 'hub'." for index in (0, 1)]

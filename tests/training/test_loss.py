@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.training import IGNORE, loss, summed_cross_entropy
-from transllm.training.loss import final_logits
+from transllm.training.loss import SoftLabels, final_logits
 
 Finish = Callable[[Tensor], Tensor]
 OLD, NEW, D, T = 23, 6, 8, 40
@@ -109,6 +109,38 @@ def test_heavy_labels_count_more_in_the_gradient_and_once_in_the_sum(monkeypatch
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drawn_tokens_pull_each_by_its_share(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """The gradient is that of the mean cross entropy of the drawn tokens, by their own weight; the sum that of the labels. Some tokens are
+    drawn twice, and some places that have drawn tokens have a heavy label."""
+    monkeypatch.setattr(loss, "_CHUNK", 7)
+    hidden, labels, head = _case()
+    places = (labels != IGNORE).nonzero().squeeze(-1)[3:14]
+    drawn = torch.randint(0, OLD + NEW, (len(places), 16), generator=torch.Generator().manual_seed(3))
+    which = torch.full((T,), -1)
+    which[places] = torch.arange(len(places))
+    heavy = int(labels[places[0]])
+    ours = hidden.to(dtype).requires_grad_()
+    total = summed_cross_entropy(ours, labels, head=head, finish=lambda logits: logits, soft=SoftLabels(which, drawn),
+                                soft_weight=3.0, heavy={heavy: 5.0})
+    total.backward()
+    leaf, new = ours.detach().float().requires_grad_(), head.rows.new.detach().clone().requires_grad_()
+    logits = leaf @ torch.cat([head.rows.old.detach(), new]).T
+    hard = labels.clone()
+    hard[places] = IGNORE
+    weight = torch.ones(OLD + NEW)
+    weight[heavy] = 5
+    wanted = F.cross_entropy(logits, hard, weight=weight, ignore_index=IGNORE, reduction="sum")
+    wanted = wanted - 3 * logits[places].log_softmax(-1).gather(1, drawn).mean(1).sum()
+    wanted.backward()
+    rough = {"rtol": 0.05, "atol": 0.3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    assert ours.grad is not None and leaf.grad is not None and head.rows.new.grad is not None and new.grad is not None
+    torch.testing.assert_close(ours.grad.float(), leaf.grad, **rough)
+    torch.testing.assert_close(head.rows.new.grad, new.grad, **rough)
+    sure = F.cross_entropy(logits.detach(), labels, ignore_index=IGNORE, reduction="sum")
+    torch.testing.assert_close(total.detach(), sure, rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+
+
 def test_nothing_to_learn_is_zero() -> None:
     hidden, labels, head = _case()
     ours = hidden.requires_grad_()
@@ -133,7 +165,7 @@ def test_no_gradient_is_asked_for_in_evaluation(monkeypatch: pytest.MonkeyPatch)
     asked: list[bool] = []
     exact = loss._softmax_loss
     monkeypatch.setattr(loss, "_softmax_loss",
-                        lambda *args, gradient: (asked.append(gradient is not None), exact(*args, gradient=gradient))[1])
+                        lambda *args, gradient, **more: (asked.append(gradient is not None), exact(*args, gradient=gradient, **more))[1])
     with torch.no_grad():
         total = summed_cross_entropy(hidden, labels, head=head, finish=lambda logits: logits)
     assert not total.requires_grad and asked and not any(asked)

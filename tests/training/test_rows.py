@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transllm.errors import TrainingError
-from transllm.training import EncodedRow, Rows, write_rows
+from transllm.training import DRAWS, Drawn, EncodedRow, Rows, batches_of, write_rows
 
 ROWS = [EncodedRow([5, 70_000, 3], [False, True, True], 9), EncodedRow([1, 2], [True, True], 0),
         EncodedRow([4, 4, 4, 4], [False, False, False, True], 3)]
@@ -21,6 +24,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [opened.row(number) for number in range(3)] == [written.row(number) for number in range(3)] == ROWS
     assert len(opened) == 3 and opened.tokens == 9 and opened.lengths.tolist() == [3, 2, 4]
     assert opened.digest == written.digest
+
+
+def test_drawn_tokens_round_trip_and_stand_where_they_are_foretold(tmp_path: Path) -> None:
+    tokens = np.arange(2 * DRAWS, dtype=np.int32).reshape(2, DRAWS)
+    row = EncodedRow([5, 6, 7, 8, 9], [False, False, True, True, True], 9, drawn=Drawn(2, tokens))
+    opened = write_rows([ROWS[0], row, ROWS[1], row], tmp_path)
+    assert [opened.row(number).drawn is None for number in range(4)] == [True, False, True, False]
+    found = opened.row(3).drawn
+    assert found is not None and found.at == 2 and (found.tokens == tokens).all()
+    (batch,) = batches_of(opened, [[0, 1, 3]], device=torch.device("cpu"))
+    assert batch.soft is not None
+    learned = [(int(batch.labels_T[place]), batch.soft.drawn_SM[which].tolist()) for place, which in enumerate(batch.soft.which_T.tolist())
+               if which >= 0]
+    assert learned == [(7, tokens[0].tolist()), (8, tokens[1].tolist())] * 2
+    other = replace(row, drawn=Drawn(2, tokens + 1))
+    assert write_rows([ROWS[0], other, ROWS[1], row], tmp_path / "other").digest != opened.digest
+    with pytest.raises(TrainingError, match="Row 0 learns from a distribution where nothing is learned"):
+        write_rows([replace(row, drawn=Drawn(1, tokens))], tmp_path / "wrong")
 
 
 @settings(max_examples=30)

@@ -144,7 +144,7 @@ class Estimate:
             note += (f"; {devices - work.bins_a_step} devices have no part in it: "
                      f"lower micro_tokens to {max(1, stage.batch_tokens // devices):,}")
         low, high = self._steps_seconds(work, self.cluster)
-        heard = work.mirrored * stage.tokens / devices  # by the original, for recovery by logits
+        heard = work.mirrored * stage.tokens / devices  # by the original, for recovery by logits, or by the model after bitext
         extra = self._start() + (_WATCHED * min(document_tokens(self.recipe), 330) + heard) * self.speed.reading()[1]
         state = 4 * self.sizes.trained / GIB
         rows = 5 * stage.tokens / GIB

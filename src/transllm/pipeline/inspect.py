@@ -83,7 +83,7 @@ def inspect_tcot(run: Path, *, kind: str | None = None, rejects: bool = False, c
     spans, stop_ids = context.spans, context.renderer.stop_ids
     found = []
     for name in KINDS if kind is None else (kind,):
-        for number, (_, row) in enumerate(islice(mixture(context, (name,)), count)):
+        for number, row in enumerate(mixed.row for mixed in islice(mixture(context, (name,)), count)):
             start = row.trained.index(True)
             said = parse(row.ids[start:], markers=spans.markers, stop_ids=stop_ids)
             texts = {part: spans.decode(getattr(said, part)).strip() for part in ("query_en", "answer_en", "answer")}

@@ -1,4 +1,5 @@
-"""The rows that *finetune* learns: chains, recovery, translation instructions, direct answers and pairs, in the recipe's shares."""
+"""The rows that *finetune* learns: chains, recovery, translation instructions, direct answers, pairs and the model's own, in the recipe's
+shares."""
 
 from __future__ import annotations
 
@@ -10,41 +11,40 @@ from typing import Any, Literal
 
 from transllm.files import read_jsonl
 from transllm.pipeline.instructions import to_english, to_target
-from transllm.pipeline.pair_rows import pair_rows
+from transllm.pipeline.own_words import Mixed, Reading
+from transllm.pipeline.pair_rows import pair_row, pair_rows
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.recover import recovery_rows
 from transllm.pipeline.stage import Context
 from transllm.tcot import Message, Renderer, Span
 from transllm.training import ByOriginal, EncodedRow
 
-KINDS = ("chain", "recovery", "translation", "direct", "pairs")
+KINDS = ("chain", "recovery", "translation", "direct", "pairs", "own")
 
 
-def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, EncodedRow]]:
-    """All rows of some kinds, each with its kind. Chains set the number; the shares of the others are of rows. A kind that has too few
-    says so."""
+def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[Mixed]:
+    """All rows of some kinds. Chains set the number; the shares of the others are of rows. A kind that has too few says so."""
     stage, renderer = context.recipe.finetune, context.renderer
     chains = read_jsonl(context.run / "bridge" / "chains.jsonl")
     shares = stage.shares
     asked = {kind: round(len(chains) * share / shares["chain"]) for kind, share in shares.items()}
     pairs = shuffled(read_part(context.run, "pairs", "train"), context)
     heard = context.recipe.recover.logits.chains
-    whole = set(random.Random(context.recipe.seed).sample(range(len(chains)), round(stage.last_step * len(chains))))
-    made: dict[str, Iterator[EncodedRow]] = {
-        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard, whole=number in whole,
-                             own_words=stage.last_step < 1)
-                  for number, row in enumerate(chains)),
+    made: dict[str, Iterator[EncodedRow | Mixed]] = {
+        "chain": (_chain_row(renderer, row, after=_earlier(chains, number, stage.history), heard=heard,
+                             by_distribution=stage.own_words == "distribution") for number, row in enumerate(chains)),
         "recovery": (_recovery_row(renderer, row) for row in recovery_rows(context.run)[: asked["recovery"]]),
         "translation": _instruction_rows(context, pairs, asked["translation"]),
         "direct": (_direct_row(renderer, chains[number], after=_earlier(chains, number, stage.history))
                    for number in _spread(asked["direct"], len(chains))),
         # From the end of the order in which *bitext* takes them (at random): those that it came to last, or not at all.
-        "pairs": pair_rows(context, islice(reversed(pairs), asked["pairs"]))}
+        "pairs": iter(pair_rows(context, islice(reversed(pairs), asked["pairs"]))),
+        "own": (_own_row(renderer, chains[number], text) for number, text in _texts(len(chains), asked["own"]))}
     for kind in kinds:
         count = 0
         for row in made[kind]:
             count += 1
-            yield kind, row
+            yield row if isinstance(row, Mixed) else Mixed(kind, row)
         if count < asked[kind]:
             context.progress.say(f"Note: finetune.{kind} asks for {asked[kind]} rows, {shares[kind]:.0%} of the mixture; there are only "
                                  f"{count}. {_MORE[kind]}")
@@ -53,7 +53,8 @@ def mixture(context: Context, kinds: Sequence[str] = KINDS) -> Iterator[tuple[st
 _MORE = {"recovery": "Raise recover.count or recover.sampled, or lower finetune.recovery.",
          "translation": "Add pairs to data.parallel, or lower finetune.translation.",
          "direct": "There is one for each chain: lower finetune.direct, or raise bridge.count.",
-         "pairs": "Add pairs to data.parallel, or lower finetune.pairs."}
+         "pairs": "Add pairs to data.parallel, or lower finetune.pairs.",
+         "own": "There are two for each chain: lower finetune.own, or raise bridge.count."}
 
 
 def shuffled(rows: Sequence[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
@@ -78,25 +79,31 @@ def _spread(count: int, of: int) -> list[int]:
 
 
 def _chain_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]], heard: bool,
-               whole: bool, own_words: bool) -> EncodedRow:
+               by_distribution: bool) -> Mixed:
     spans = renderer.chain(query_en=row["query_en"], answer_en=row["answer_en"], answer=row["answer"])
     turns = _before(row) or [message for turn in after for message in (Message("user", turn["query_en"]),
                                                                        Message("assistant", turn["answer_en"]))]
     made = _conversation(renderer, [*turns, Message("user", row["query"], "target")], spans)
-    made = _without_own_words(renderer, made, whole=whole) if own_words else made
-    return _with_original(renderer, made, [*turns, Message("user", row["query_en"])], row["answer_en"], end=False) if heard else made
+    begins = _last(made.ids, renderer.spans.markers.target) + 1
+    own = len(made.ids) - 1 - begins  # not the end of the turn, which is form
+    read = pair_row(renderer, {"english": row["answer_en"], "target": row["answer"]}, to="target", source_loss=False)
+    if heard:
+        made = _with_original(renderer, made, [*turns, Message("user", row["query_en"])], row["answer_en"], end=False)
+    return Mixed("chain", made, Reading(read.ids[:-1], own, begins) if by_distribution and own else None)
 
 
-def _without_own_words(renderer: Renderer, row: EncodedRow, *, whole: bool) -> EncodedRow:
-    """The chain with the words of its last step read and not learned; if ``whole``, with its first token so. Marker and end are form,
-    and learned.
+def _texts(chains: int, count: int) -> Iterator[tuple[int, Literal["query", "answer"]]]:
+    """Queries and answers of chains, so many: first one of each chain, in turn, then the other."""
+    order: Iterator[tuple[int, Literal["query", "answer"]]] = (
+        (number, "query" if number % 2 == other else "answer") for other in (0, 1) for number in range(chains))
+    return islice(order, count)
 
-    What the model translates begins alike more often than what people write, so that a beginning, learned once more, is soon the only one.
-    """
-    begins = _last(row.ids, renderer.spans.markers.target) + 1
-    ends = begins + 1 if whole else len(row.ids) - 1
-    trained = [learned and not begins <= place < ends for place, learned in enumerate(row.trained)]
-    return replace(row, trained=trained, n_bytes=row.n_bytes - len(renderer.spans.decode(row.ids[begins:ends]).encode()))
+
+def _own_row(renderer: Renderer, chain: Mapping[str, Any], text: Literal["query", "answer"]) -> Mixed:
+    """A text that was translated for a chain, as a pair."""
+    row = pair_row(renderer, {"english": chain[f"{text}_en"], "target": chain[text]}, to="target", source_loss=False)
+    learned = row.trained.index(True)
+    return Mixed("own", row, Reading(row.ids, len(row.ids) - learned, learned))
 
 
 def _direct_row(renderer: Renderer, row: dict[str, Any], *, after: Sequence[dict[str, Any]]) -> EncodedRow:

@@ -20,6 +20,7 @@ from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits
 from transllm.files import write_json
 from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharing_asked
 from transllm.pipeline.mixture import mixture, shuffled
+from transllm.pipeline.own_words import with_own_words
 from transllm.pipeline.pair_rows import pair_rows
 from transllm.pipeline.prepare import read_part
 from transllm.pipeline.stage import Context, Result
@@ -97,13 +98,15 @@ def _chosen_pairs(context: Context) -> Iterator[dict[str, str]]:
 
 
 def finetune(context: Context) -> Result:
-    """Chains, recovery conversations, translation instructions, direct answers and sentence pairs, in the recipe's shares of rows."""
+    """Chains, recovery conversations, translation instructions, direct answers and sentence pairs, real ones and the model's own, in the
+    recipe's shares of rows."""
     stage = context.recipe.finetune
 
     def rows() -> Iterator[EncodedRow]:
         kinds: dict[str, list[int]] = {}
-        for kind, row in mixture(context):
-            kind = kind if len(row.ids) <= stage.sequence_length else "too long"
+        for mixed in with_own_words(mixture(context), context):
+            row = mixed.row
+            kind = mixed.kind if len(row.ids) <= stage.sequence_length else "too long"
             count, labels = kinds.get(kind, [0, 0])
             kinds[kind] = [count + 1, labels + sum(row.trained)]
             if kind != "too long":
@@ -114,7 +117,7 @@ def finetune(context: Context) -> Result:
     form = {*context.renderer.fresh_ids, context.renderer.end_id}
     recover = context.recipe.recover
     result = _train(context, "finetune", rows, stage, before="bitext", heavy=dict.fromkeys(form, stage.form_weight),
-                    recovery=Recovery(recover.by, recover.logits, context.renderer.stop_ids))
+                    soft_weight=stage.own_weight, recovery=Recovery(recover.by, recover.logits, context.renderer.stop_ids))
     if counted.exists():
         kinds = json.loads(counted.read_text(encoding="utf-8"))
         too_long, _ = kinds.pop("too long", (0, 0))
@@ -133,10 +136,12 @@ def row_folder(run: Path, stage: str) -> Path:
 
 
 def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]], stage: TrainStage, *, before: str | None,
-           heavy: Mapping[int, float] | None = None, recovery: Recovery = Recovery()) -> Result:  # noqa: B008  # frozen
+           heavy: Mapping[int, float] | None = None, soft_weight: float = 1.0, recovery: Recovery = Recovery()) -> Result:  # noqa: B008  # frozen
     """Build the rows once, load model and adapter, train, write the adapter."""
     training = context.recipe.training
     folder = row_folder(context.run, name)
+    if stage.tokens:  # before there is a model to train: rows can need another one
+        processes.on_main(lambda: None if Rows.are_in(folder) else write_rows(rows(), folder).digest)
     device, sharing = default_device(), sharing_asked(training)
     dtype = processes.on_main(lambda: compute_dtype(training.precision, device))
     model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
@@ -150,7 +155,6 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
         return Result(metrics={"skipped": True})
     if sharing:
         shard(adapted, device, sharing)
-    processes.on_main(lambda: None if Rows.are_in(folder) else write_rows(rows(), folder).digest)
     encoded = Rows.open(folder)
     if training.gradient_checkpointing:
         adapted.base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -164,7 +168,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
                                   head=adapted.head)
 
     report = train(adapted, encoded, stage=stage, training=training, folder=context.folder, seed=context.recipe.seed,
-                   progress=context.progress, label=name, held_out=held_out, heavy=heavy, recovery=recovery)
+                   progress=context.progress, label=name, held_out=held_out, heavy=heavy, soft_weight=soft_weight, recovery=recovery)
     adapted.save(context.folder)
     processes.on_main(lambda: shutil.rmtree(context.folder / "checkpoints", ignore_errors=True))
     return Result(

@@ -37,7 +37,7 @@ class Learning:
         stage: its section.
         row: tokens of a row, the mean.
         labelled: share of the tokens that are learned: only those pass the head.
-        mirrored: share of the tokens that the original reads too.
+        mirrored: share of the tokens that another model reads too: the original, or the one after *bitext*.
     """
 
     name: str
@@ -107,20 +107,22 @@ def _pairs(recipe: Recipe) -> tuple[int, float]:
 
 
 def _conversations(recipe: Recipe) -> tuple[int, float, float]:
-    """Tokens and labels of the five kinds of rows, by their shares, and the share that the original reads too."""
+    """Tokens and labels of the six kinds of rows, by their shares, and the share that another model reads too."""
     stage = recipe.finetune
     answer = min(recipe.recover.max_new_tokens, 2 * ANSWER)
     whole = answer * (0.75 if recipe.bridge.cut_answers == "trim" else 1.0)  # what a cut answer keeps
     last = whole * _TARGET
-    chain = _QUERY + whole + last * stage.last_step
+    chain = _QUERY + whole + last
     earlier = stage.history * 1.5 * (_QUERY + whole)
     instruction = (1 + _TARGET) * SENTENCE
     pair, pair_learned = _pairs(recipe)
-    read = {"chain": (PROMPT + earlier + last * (1 - stage.last_step), chain), "recovery": (PROMPT, float(answer)),
+    read = {"chain": (PROMPT + earlier, chain), "recovery": (PROMPT, float(answer)),
             "translation": (PROMPT + instruction / 2, instruction / 2), "direct": (PROMPT + earlier, last),
-            "pairs": (pair * (1 - pair_learned), pair * pair_learned)}
+            "pairs": (pair * (1 - pair_learned), pair * pair_learned),
+            "own": ((_QUERY + whole) / 2, (_QUERY + whole) / 2 * _TARGET)}
     asked, learned = (sum(share * read[kind][place] for kind, share in stage.shares.items()) for place in (0, 1))
-    mirrored = stage.recovery * (PROMPT + answer) if recipe.recover.by != "text" else 0.0
+    mirrored = stage.own * sum(read["own"]) + (stage.shares["chain"] * (whole + last) if stage.own_words == "distribution" else 0.0)
+    mirrored += stage.recovery * (PROMPT + answer) if recipe.recover.by != "text" else 0.0
     return round(asked + learned), learned / (asked + learned), mirrored / (asked + learned)
 
 

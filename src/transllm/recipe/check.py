@@ -183,6 +183,9 @@ def _bridge(recipe: Recipe) -> Iterator[str]:
     if recipe.bridge.encoder.startswith((".", "/", "~")) and not (recipe.folder / encoder).is_dir():
         yield (f"bridge.encoder: there is no folder '{(recipe.folder / encoder).absolute()}'. Mend the path, name a hub id, or take the "
                "run's own model: 'self'.")
+    if recipe.finetune.own_words == "distribution" and recipe.bridge.translator.name != "self":
+        yield (f"finetune.own_words is 'distribution', which is for the model's own translations, but bridge.translator is "
+               f"'{recipe.bridge.translator.name}': what the model would have said is worse. Set finetune.own_words to 'text'.")
     if recipe.bridge.drop_worst == 1:
         yield "bridge.drop_worst is 1, so every example would be dropped. A tenth is usual."
     if recipe.bridge.round_trip and not recipe.bridge.drop_worst:

@@ -145,7 +145,8 @@ class Requests(Section):
 
 
 class Finetune(TrainStage):
-    """Transfer fine-tuning on recovery, chain, translation and direct rows and on pairs. The mixture is in shares of rows."""
+    """Transfer fine-tuning on recovery, chain, translation and direct rows, on pairs and on the model's own translations. The mixture is in
+    shares of rows."""
 
     tokens: Annotated[int, Field(ge=0)] = 50_000_000
     batch_tokens: Count = 262_144
@@ -161,8 +162,15 @@ class Finetune(TrainStage):
     """Share of chains' answers that are learned once more without their chain, for ``chat --mode direct``, which answers at once and less
     well."""
     pairs: Share = 0.0
-    """Share of sentence pairs in the form of *bitext*, rehearsed: over its own translations in the chains a small model forgets some of
-    what it was taught there. What is left beside these four are chains."""
+    """Share of sentence pairs in the form of *bitext*, rehearsed: a small model forgets some of what it was taught there."""
+    own: Share = 0.0
+    """Share of queries and answers of the chains that are rehearsed in that form too, with the translations that *bridge* made: each word
+    is learned from what the model said of it after *bitext*, so that a sentence like a chat's is translated as before. There are two for
+    each chain. What is left beside these five are chains."""
+    own_words: Literal["text", "distribution"] = "text"
+    """How the last step of a chain is learned. ``text``: as it stands, as in the paper. ``distribution``: from what the model said after
+    *bitext* at each of its words. A model that translated the chains itself (``bridge.translator: self``) learns from its own text to be
+    surer of its mistakes (docs/results)."""
     requests: Requests = Requests()
     """Further words for translation instructions."""
     to_target: Share = 0.5
@@ -171,10 +179,8 @@ class Finetune(TrainStage):
     history: Share = 0.25
     """Share of chains that follow one or two earlier turns, in English as chat keeps them. They are turns of other conversations: what is
     learned is that a history does not change the form of an answer."""
-    last_step: Share = 1.0
-    """Share of chains whose last step, the answer in the target language, is learned word by word; of the others its marker and end are. A
-    model that translated the chains itself learns nothing from its own words but its mistakes, once more (docs/results); below 1, how
-    it begins its answers is learned of none. 1: the paper's, right for any better translator."""
+    own_weight: Annotated[float, Field(gt=0)] = 2.0
+    """How many times a word that is learned from a distribution counts in the gradient: it does not scatter as a label does."""
     form_weight: Annotated[float, Field(gt=0)] = 1.0
     """How many times the markers and the end of an answer count in the gradient. They are one label in twenty and decide the form of all
     others. 1: the paper's."""
@@ -182,11 +188,12 @@ class Finetune(TrainStage):
     @property
     def shares(self) -> dict[str, float]:
         """What share of the rows each kind has."""
-        others = {"recovery": self.recovery, "translation": self.translation, "direct": self.direct, "pairs": self.pairs}
+        others = {"recovery": self.recovery, "translation": self.translation, "direct": self.direct, "pairs": self.pairs,
+                  "own": self.own}
         return {"chain": 1 - sum(others.values()), **others}
 
     @model_validator(mode="after")
     def _room_for_chains(self) -> Finetune:
         if self.shares["chain"] <= 0:
-            raise ValueError("'recovery', 'translation', 'direct' and 'pairs' leave no room for chains: their sum must be below 1")
+            raise ValueError("'recovery', 'translation', 'direct', 'pairs' and 'own' leave no room for chains: their sum must be below 1")
         return self

@@ -6,12 +6,14 @@ from transllm.training.loop import TrainReport, train
 from transllm.training.loss import IGNORE, final_logits, summed_cross_entropy, summed_kl
 from transllm.training.mirror import Recovery
 from transllm.training.packing import Packed, batches_of, pack
-from transllm.training.rows import ByOriginal, EncodedRow, Rows, write_rows
+from transllm.training.rows import DRAWS, ByOriginal, Drawn, EncodedRow, Rows, write_rows
 
 __all__ = [
+    "DRAWS",
     "IGNORE",
     "ByOriginal",
     "Checkpoints",
+    "Drawn",
     "EncodedRow",
     "Interrupted",
     "Packed",

@@ -79,6 +79,7 @@ def train(
     label: str,
     held_out: Callable[[], float] | None = None,
     heavy: Mapping[int, float] | None = None,
+    soft_weight: float = 1.0,
     recovery: Recovery = Recovery(),  # noqa: B008  # frozen
 ) -> TrainReport:
     """Train ``adapted`` in place for the stage's budget.
@@ -88,6 +89,7 @@ def train(
         folder: checkpoints/ and log.jsonl go here; if they are there from a killed run, training goes on exactly where they end.
         held_out: gives bits per byte on held-out text; called at the start, the middle and the end.
         heavy: tokens whose labels count so many times in the gradient; see ``summed_cross_entropy``.
+        soft_weight: how many times labels with drawn tokens count.
         recovery: what is learned from rows that the original wrote.
 
     Raises:
@@ -105,7 +107,7 @@ def train(
     own = OwnSamples(adapted, rows, plan, recovery, folder=folder / "own_samples", seed=seed, digest=digest)
     state.resume()
     flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
-    module = LossModule(adapted, heavy or {}, recovery.logits)
+    module = LossModule(adapted, heavy or {}, recovery.logits, soft_weight)
     module.train()
     compiled = _compiled(adapted, module, rows, plan, training)
     guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)

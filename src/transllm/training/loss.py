@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,18 @@ _CACHED_ROWS = 16
 Divergence = Literal["forward", "reverse", "mixed"]
 _Measure = Callable[[slice, Tensor, Tensor | None], Tensor]
 """(which of the places, their logits (n, V), where to write the gradient or None) -> the places' summed loss."""
+
+
+class SoftLabels(NamedTuple):
+    """Labels in whose place tokens are learned that were drawn from a distribution: in the gradient each counts its share.
+
+    Attributes:
+        which_T: for each place of a packed row its row of ``drawn_SM``, or -1.
+        drawn_SM: M tokens for each of S places.
+    """
+
+    which_T: Tensor
+    drawn_SM: Tensor
 
 
 def final_logits(config: Any) -> Callable[[Tensor], Tensor]:
@@ -82,13 +94,16 @@ def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, project: C
     return total
 
 
-def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None) -> Tensor:
+def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Sum of the cross entropies in float32, and their gradient (softmax minus one-hot) into ``gradient`` if one is given.
 
     One softmax serves both. It runs a few rows at a time, so that on a processor they stay in its cache: on whole matrices of
     50,000 columns memory, not arithmetic, sets the time. The kernel sums in float32 and rounds its results to the logits'
     precision, so a loss read off them is off by at most that rounding (in bfloat16 0.4 % of a probability: 0.004 nats, either
     way). Where no gradient is taken, the loss is exact.
+
+    Args:
+        drawn: which of the N are learned by drawn tokens (S,), and these (S, M): their gradient is softmax minus the share of each.
     """
     if gradient is None:
         return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
@@ -97,12 +112,19 @@ def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | Non
         torch.softmax(logits_NV[start: start + rows], -1, out=gradient[start: start + rows])
     at_label = (torch.arange(len(labels_N), device=labels_N.device), labels_N)
     chosen = gradient[at_label]
-    gradient[at_label] = chosen - 1  # not scatter_, which copies the whole matrix
+    once = torch.ones_like(chosen)
+    if drawn is not None:
+        places_S, drawn_SM = drawn
+        once[places_S] = 0
+    gradient[at_label] = chosen - once  # not scatter_, which copies the whole matrix
+    if drawn is not None:
+        share = torch.full_like(drawn_SM, -1 / drawn_SM.shape[1], dtype=gradient.dtype)
+        gradient.index_put_((places_S.unsqueeze(1).expand_as(drawn_SM), drawn_SM), share, accumulate=True)
     return -chosen.float().clamp_min(torch.finfo(torch.float32).tiny).log().sum()
 
 
 def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module, finish: Callable[[Tensor], Tensor],
-                         heavy: Mapping[int, float] | None = None) -> Tensor:
+                         heavy: Mapping[int, float] | None = None, soft: SoftLabels | None = None, soft_weight: float = 1.0) -> Tensor:
     """Sum of the negative log likelihoods of all labels, in nats.
 
     Args:
@@ -112,17 +134,31 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
         finish: what follows the head, see ``final_logits``.
         heavy: tokens whose labels count so many times in the gradient. The sum counts all alike, so that it stays what bits per
             byte are made of.
+        soft: labels whose gradient is that of drawn tokens. In the sum they count as they are, for the same reason.
+        soft_weight: how many times those count in the gradient, whatever token it is.
     """
     places = (labels_T != IGNORE).nonzero().squeeze(-1)
     labels_N = labels_T.index_select(0, places)
+    which_N = None if soft is None else soft.which_T.index_select(0, places)
+
+    def drawn_in(part: slice) -> tuple[Tensor, Tensor] | None:
+        if soft is None or which_N is None:
+            return None
+        found = (which_N[part] >= 0).nonzero().squeeze(-1)
+        return found, soft.drawn_SM.index_select(0, which_N[part].index_select(0, found))
 
     def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
         labels_n = labels_N[part]
-        nats = _softmax_loss(logits_nV, labels_n, gradient=gradient)
+        drawn = drawn_in(part)
+        nats = _softmax_loss(logits_nV, labels_n, gradient=gradient, drawn=drawn)
         if gradient is not None:
+            times_n = torch.ones_like(labels_n, dtype=gradient.dtype)
             for token, times in (heavy or {}).items():
-                rows = (labels_n == token).nonzero().squeeze(-1)
-                gradient[rows] = gradient[rows] * times  # a few rows; weighing the whole matrix would pass over it once more
+                times_n[labels_n == token] = times
+            if drawn is not None:
+                times_n[drawn[0]] = soft_weight
+            rows = (times_n != 1).nonzero().squeeze(-1)  # a few; weighing the whole matrix would pass over it once more
+            gradient[rows] = gradient[rows] * times_n[rows].unsqueeze(1)
         return nats
 
     return _summed(hidden_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head(chunk)))

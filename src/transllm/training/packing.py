@@ -19,9 +19,9 @@ from torch import Tensor
 
 from transllm.errors import TrainingError
 from transllm.model.attention import Documents
-from transllm.training.loss import IGNORE
+from transllm.training.loss import IGNORE, SoftLabels
 from transllm.training.mirror import Mirror, mirror_of
-from transllm.training.rows import EncodedRow, Rows
+from transllm.training.rows import Drawn, EncodedRow, Rows
 
 # Rows are sorted within windows of so many, so that packing a large corpus needs little memory and stays nearly random.
 _WINDOW = 4096
@@ -39,6 +39,7 @@ class Packed:
         n_bytes: bytes of text that the labels stand for.
         learned: places from which something is learned: by a label, from the original, or both.
         mirror: which places are held against the original model; None: none is.
+        soft: the labels in whose place drawn tokens are learned; None: there are none.
     """
 
     ids_1T: Tensor
@@ -48,6 +49,7 @@ class Packed:
     n_bytes: int
     learned: int
     mirror: Mirror | None = None
+    soft: SoftLabels | None = None
 
 
 class Bins(Sequence[list[int]]):
@@ -173,5 +175,20 @@ def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text"
         labels=int((labels_T != IGNORE).sum()),
         n_bytes=n_bytes,
         learned=learned,
+        soft=_soft([(int(starts[place]), row.drawn) for place, row in enumerate(rows) if row.drawn is not None], len(labels_T), device),
         mirror=mirror_of([(int(starts[place]), words) for place, words in said], device=device) if said else None,
     )
+
+
+def _soft(drawn: Sequence[tuple[int, Drawn]], length: int, device: torch.device) -> SoftLabels | None:
+    """Where each row begins, with its drawn tokens, as places of the bin: a token is foretold one place before it."""
+    if not drawn:
+        return None
+    which_T = np.full(length, -1, dtype=np.int64)
+    count = 0
+    for start, one in drawn:
+        first = start + one.at - 1
+        which_T[first: first + len(one.tokens)] = np.arange(count, count + len(one.tokens))
+        count += len(one.tokens)
+    tokens = np.concatenate([one.tokens for _, one in drawn])
+    return SoftLabels(torch.from_numpy(which_T).to(device), torch.from_numpy(tokens).long().to(device))

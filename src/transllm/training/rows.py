@@ -1,6 +1,7 @@
-"""Encoded rows on disk: token ids, which of them are trained, how many bytes of text those stand for, and which the original said.
+"""Encoded rows on disk: token ids, which of them are trained, how many bytes of text those stand for, which the original said, and what
+else might have stood in a place.
 
-Rows of any number are three flat arrays, memory-mapped, so memory does not grow with the data.
+Rows of any number are a few flat arrays, memory-mapped, so memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from transllm.errors import TrainingError
 from transllm.files import write_json
 
 _ARRAYS: tuple[tuple[str, type[np.generic]], ...] = (("ids", np.int32), ("trained", np.bool_), ("offsets", np.int64), ("n_bytes", np.int32),
-                                                  ("heard", np.int32), ("heard_offsets", np.int64), ("mirrors", np.int32))
+                                                  ("heard", np.int32), ("heard_offsets", np.int64), ("mirrors", np.int32),
+                                                  ("drawn", np.int32), ("drawn_offsets", np.int64), ("drawn_at", np.int32))
+DRAWS = 16
+"""Tokens drawn for a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,22 @@ class ByOriginal:
     n_bytes: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """Places of a row that are learned from a distribution, by tokens drawn from it.
+
+    The mean gradient of drawn tokens is that of the whole distribution, and so many numbers fit on a disk. (The likeliest tokens alone
+    would make a model surer than the one that it learns from.)
+
+    Attributes:
+        at: the first of these places: where the first of the tokens that are learned so stands.
+        tokens: (places, DRAWS) what was drawn for each.
+    """
+
+    at: int
+    tokens: NDArray[np.int32]
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
     """One document or conversation.
@@ -49,12 +69,14 @@ class EncodedRow:
         trained: for each id, whether the model learns to predict it. The first never is: nothing stands before it.
         n_bytes: UTF-8 bytes of the text that the trained ids stand for; for bits per byte.
         by_original: those of them that the original said, or None.
+        drawn: those of them that are learned from a distribution, or None.
     """
 
     ids: Sequence[int]
     trained: Sequence[bool]
     n_bytes: int
     by_original: ByOriginal | None = None
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +91,9 @@ class Rows:
         heard: token ids of all ``ByOriginal``.
         heard_offsets: (rows + 1,) int64, where each of these starts; a row that has none has no tokens there.
         mirrors: (rows * 3,) int32, the three numbers of each.
+        drawn: the tokens of all ``Drawn``.
+        drawn_offsets: (rows + 1,) int64, where each of these starts.
+        drawn_at: (rows,) int32, where each begins in its row.
         digest: of all of the above.
     """
 
@@ -79,6 +104,9 @@ class Rows:
     heard: NDArray[np.int32]
     heard_offsets: NDArray[np.int64]
     mirrors: NDArray[np.int32]
+    drawn: NDArray[np.int32]
+    drawn_offsets: NDArray[np.int64]
+    drawn_at: NDArray[np.int32]
     digest: str
 
     def __len__(self) -> int:
@@ -107,7 +135,7 @@ class Rows:
         """One row; ids and mask are parts of the arrays."""
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return EncodedRow(cast(Sequence[int], self.ids[span]), cast(Sequence[bool], self.trained[span]), int(self.n_bytes[index]),
-                          self.by_original(index))
+                          self.by_original(index), self._drawn(index))
 
     def by_original(self, index: int) -> ByOriginal | None:
         """What the original said in a row."""
@@ -116,6 +144,10 @@ class Rows:
             return None
         at, words, n_bytes = map(int, self.mirrors[3 * index: 3 * index + 3])
         return ByOriginal(cast(Sequence[int], self.heard[span]), at, words, n_bytes)
+
+    def _drawn(self, index: int) -> Drawn | None:
+        span = slice(int(self.drawn_offsets[index]), int(self.drawn_offsets[index + 1]))
+        return None if span.start == span.stop else Drawn(int(self.drawn_at[index]), self.drawn[span].reshape(-1, DRAWS))
 
     @staticmethod
     def are_in(folder: Path) -> bool:
@@ -140,9 +172,9 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
     (folder / "rows.json").unlink(missing_ok=True)  # of an earlier try
     with contextlib.ExitStack() as files:
         arrays = [files.enter_context(_Growing(folder / f"{name}.npy", dtype)) for name, dtype in _ARRAYS]
-        ids, trained, offsets, n_bytes, heard, heard_offsets, mirrors = arrays
-        offsets.append([0])
-        heard_offsets.append([0])
+        ids, trained, offsets, n_bytes, heard, heard_offsets, mirrors, drawn, drawn_offsets, drawn_at = arrays
+        for starts in (offsets, heard_offsets, drawn_offsets):
+            starts.append([0])
         for number, row in enumerate(rows):
             if len(row.ids) != len(row.trained) or not any(row.trained[1:]):
                 raise TrainingError(f"Row {number} has no token to learn from. This is a bug in the stage that built it; please report it.")
@@ -156,6 +188,12 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> Rows:
             heard.append(said.ids if said is not None else [])
             heard_offsets.append([heard.length])
             mirrors.append([said.at, said.words, said.n_bytes] if said is not None else [0, 0, 0])
+            if row.drawn is not None and not all(row.trained[row.drawn.at: row.drawn.at + len(row.drawn.tokens)]):
+                raise TrainingError(f"Row {number} learns from a distribution where nothing is learned. This is a bug in the stage that "
+                                    "built it; please report it.")
+            drawn.append(row.drawn.tokens.ravel() if row.drawn is not None else [])
+            drawn_offsets.append([drawn.length])
+            drawn_at.append([row.drawn.at if row.drawn is not None else 0])
     if not n_bytes.length:
         raise TrainingError("There is no row to train on: the filters left nothing of the data. "
                             "Look at the counts in the manifests, or run 'transllm check RECIPE --data'.")
@@ -186,7 +224,7 @@ class _Growing:
         """Of the numbers."""
         return self._hash.digest()
 
-    def append(self, numbers: Sequence[int] | Sequence[bool]) -> None:
+    def append(self, numbers: Sequence[int] | Sequence[bool] | NDArray[np.int32]) -> None:
         """Write some more."""
         data = np.asarray(numbers, dtype=self._dtype).tobytes()
         self._hash.update(data)

@@ -39,21 +39,25 @@ class LossModule(nn.Module):
     Args:
         heavy: tokens whose labels count so many times in the gradient; see ``summed_cross_entropy``.
         logits: how it is held against the original model, in bins that have a mirror.
+        soft_weight: how many times labels with drawn tokens count.
     """
 
-    def __init__(self, adapted: Adapted, heavy: Mapping[int, float], logits: Logits = Logits()) -> None:  # noqa: B008  # frozen
+    def __init__(self, adapted: Adapted, heavy: Mapping[int, float], logits: Logits = Logits(),  # noqa: B008  # frozen
+                 soft_weight: float = 1.0) -> None:
         super().__init__()
         self.peft = adapted.peft
         self._adapted = [adapted]  # in a list: its parameters are peft's, they must not be registered twice
         self._finish = final_logits(adapted.base.config)
         self._heavy = heavy
         self._logits = logits
+        self._soft_weight = soft_weight
 
     def forward(self, batch: Packed, heard_ND: Tensor | None = None) -> Loss:
         """The bin's loss; ``heard_ND`` are the original's hidden states, where it has a mirror."""
         adapted, how = self._adapted[0], self._logits
         hidden_TD = adapted.hidden(batch.ids_1T, batch.documents)[0]
-        nats = summed_cross_entropy(hidden_TD, batch.labels_T, head=adapted.head, finish=self._finish, heavy=self._heavy)
+        nats = summed_cross_entropy(hidden_TD, batch.labels_T, head=adapted.head, finish=self._finish, heavy=self._heavy,
+                                    soft=batch.soft, soft_weight=self._soft_weight)
         if batch.mirror is None or heard_ND is None:
             return Loss(nats, nats.detach(), torch.zeros_like(nats))
         divergence = summed_kl(hidden_TD.index_select(0, batch.mirror.student_N), heard_ND, head=adapted.head, finish=self._finish,
