@@ -89,7 +89,8 @@ class GoogleTranslator:
         except exceptions.BadRequest as error:
             raise ModelError(f"Google does not translate {source} to {target} ({_short(error)}). Choose another translator.") from error
         except (exceptions.GoogleAPIError, ParseError, OSError, ValueError) as error:
-            if "429" in str(error) or "quota" in str(error).lower():
+            # Once the patience is over, the client wraps what the last attempt met.
+            if isinstance(getattr(error, "cause", error), exceptions.TooManyRequests):
                 raise ModelError(f"Google says that the quota is used up ({_short(error)}). {kept}") from error
             raise ModelError(f"Google failed ({_short(error)}). {kept}") from error
 
