@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from peers import GIVEN
+
 BENCHMARKS = Path(__file__).resolve().parents[1]
 
 
@@ -83,7 +85,7 @@ class Contender:
                  "HF_HOME": str(self.ask["scratch"]), "DISABLE_VERSION_CHECK": "1", "WANDB_DISABLED": "true", "PYTHONUNBUFFERED": "1"}
         with self.log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [str(self.python), "-m", f"peers.{self.module}", json.dumps(dict(self.ask))], cwd=BENCHMARKS, env={**os.environ, **quiet},
+                [str(self.python), "-m", f"peers.{self.module}", json.dumps(dict(self.ask))], cwd=BENCHMARKS, env={**GIVEN, **quiet},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def ready(self, limit: float) -> Turn:
