@@ -265,6 +265,56 @@ def test_who_asks_for_a_translation_may_have_one(renderer: Renderer, asked: str)
         assert reply.problems == () and reply.tokens == len(said)
 
 
+def _words(renderer: Renderer, english: str) -> list[int]:
+    return [*renderer.spans.encode_english(english), renderer.end_id]
+
+
+def test_switched_the_original_answers_between_two_translations(renderer: Renderer) -> None:
+    """The original reads a conversation in English throughout, in its own vocabulary and form; what is shown is a translation."""
+    spans, markers, parts = renderer.spans, renderer.spans.markers, list[str]()
+    engine = Scripted([_words(renderer, "Where is it?"), [*spans.encode_target("En la ciudad, señor."), renderer.end_id]] * 2)
+    original = Scripted([_words(renderer, "In the city, sir.")] * 3)
+    chat = Chat(engine, spans, mode="switched", beams=2, original=original)
+    reply = chat.send(QUERY, stream=parts.append)
+    assert (reply.query_en, reply.answer_en, reply.answer) == ("Where is it?", "In the city, sir.", "En la ciudad, señor.")
+    assert (reply.kind, reply.problems, parts) == (Kind.CHAIN.value, (), [reply.answer])
+    assert engine.prompts == [[*renderer.answer([Span(markers.target, QUERY, "target")], end=False), markers.english],
+                              [*renderer.answer([Span(markers.english, reply.answer_en, "english")], end=False), markers.target]]
+    assert engine.beams == [2, 2] and original.beams == [1]
+    assert original.prompts == [renderer.prompt([Message("user", "Where is it?")])]
+    assert reply.tokens == len(_words(renderer, "In the city, sir.")) + len(spans.encode_english("Where is it?")) + len(
+        spans.encode_target("En la ciudad, señor."))
+    english = chat.send(ENGLISH)
+    assert (english.answer, english.kind) == ("In the city, sir.", Kind.ENGLISH.value) and len(engine.prompts) == 2
+    chat.send(QUERY)
+    answer = Message("assistant", "In the city, sir.")
+    assert original.prompts[-1] == renderer.prompt([Message("user", "Where is it?"), answer, Message("user", ENGLISH), answer,
+                                                    Message("user", "Where is it?")])
+
+
+def test_switched_tells_what_is_cut_or_empty(renderer: Renderer) -> None:
+    words = renderer.spans.encode_english("Where is it?")
+    chat = Chat(Scripted([words, words]), renderer.spans, mode="switched", original=Scripted([words]), max_new_tokens=len(words))
+    assert chat.send(QUERY).problems == ("the query in English is cut", "the answer in English is cut", "the answer is cut")
+    nothing = Chat(Scripted([[renderer.end_id]] * 9), renderer.spans, mode="switched", original=Scripted([[renderer.end_id]]))
+    reply = nothing.send(QUERY)
+    assert (reply.query_en, reply.answer_en, reply.answer) == (QUERY, "", ""), "a query that becomes nothing is asked as it is"
+
+
+def test_switched_translates_for_who_asks(renderer: Renderer) -> None:
+    """The original does not know the language: a request for a translation is the transformed model's, in whatever words."""
+    spans, markers = renderer.spans, renderer.spans.markers
+    original = Scripted([])
+    engine = Scripted([_words(renderer, "The garden."), [markers.target, *spans.encode_target("El jardín."), renderer.end_id]])
+    chat = Chat(engine, spans, mode="switched", original=original)
+    assert chat.send("TRADUCE al inglés:  El jardín.").answer == "The garden."
+    assert chat.send("How do you say garden in Spanish?").answer == "El jardín."
+    assert not original.prompts
+    for mode, given in (("switched", None), ("merged", original)):
+        with pytest.raises(ValueError, match="switched"):
+            Chat(engine, spans, mode=mode, original=given)  # type: ignore[arg-type]
+
+
 def test_a_model_that_never_learned_to_answer_directly(tmp_path: Path) -> None:
     (tmp_path / "merge").mkdir()
     (tmp_path / "finetune").mkdir()

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 import transllm
 
 
@@ -77,6 +80,33 @@ def test_chat_as_a_function(finished: Any) -> None:
     assert len(chat.history) == 2
     for _ in range(30):  # more than the context of 256 tokens holds: the oldest turns go
         chat.send("Mi vecino recuerda las ventanas del museo antes de la cena.")
+
+
+def test_chat_in_which_the_original_answers(finished: Any, home: Any, cli: Any) -> None:
+    """What the original says inside is what it says by itself, token for token, also after it was switched on and off."""
+    chat = transllm.load_chat(finished.folder, max_new_tokens=24, mode="switched")
+    tokenizer, alone = AutoTokenizer.from_pretrained(home.model), AutoModelForCausalLM.from_pretrained(home.model).eval()
+    messages: list[dict[str, str]] = []
+    for query in ("¿Quién pintó el museo?", "Who says that the captain painted the library last winter?", "Nadie explicó el museo."):
+        reply = chat.send(query)
+        messages.append({"role": "user", "content": reply.query_en})
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+        said = alone.generate(ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=24, do_sample=False)[0, ids.shape[1]:]
+        assert tokenizer.decode(said, skip_special_tokens=True).strip() == reply.answer_en
+        messages.append({"role": "assistant", "content": reply.answer_en})
+    refused = cli("chat", finished.folder / "merge", "--mode", "switched", text="Hola.\n")
+    assert refused.code == 1 and "Give the folder of the whole run" in refused.err and "Traceback" not in refused.err
+    done = cli("chat", finished.folder, "--mode", "switched", text="¿Quién pintó el museo?\n/chain\n")
+    assert done.code == 0 and "answer in English: " in done.out, done.err
+
+
+def test_there_is_no_original_where_its_rows_were_trained(finished: Any, tmp_path: Path) -> None:
+    run = finished.copy(tmp_path)
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert recipe.count("embeddings: new") == 1
+    (run / "recipe.yaml").write_text(recipe.replace("embeddings: new", "embeddings: all"), encoding="utf-8")
+    with pytest.raises(transllm.RunError, match="not inside any more"):
+        transllm.load_chat(run, mode="switched")
 
 
 def test_there_is_no_chat_before_the_merge(finished: Any, cli: Any, tmp_path: Path) -> None:

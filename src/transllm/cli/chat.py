@@ -26,8 +26,9 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most, its English steps included.")] = 512,
     repetition_penalty: Annotated[float, typer.Option(min=1, help="For words that a step has said: the higher, the fewer loops. "
                                                                   "1: plain greedy decoding.")] = 1.1,
-    mode: Annotated[Literal["merged", "direct"], typer.Option(help="merged: by a chain of English steps, the better answers. "
-                                                                        "direct: at once, for models that learned it.")] = "merged",
+    mode: Annotated[Literal["merged", "switched", "direct"], typer.Option(
+        help="merged: by a chain of English steps. switched: the original chat model answers, what you say and what it says is translated. "
+             "direct: at once, for models that learned it.")] = "merged",
     beams: Annotated[int, typer.Option(min=1, max=64, help="Ways of saying the answer to follow side by side: more say it better, and show "
                                                            "it when it is done, not word by word.")] = 1,
 ) -> None:

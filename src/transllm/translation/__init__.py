@@ -8,8 +8,8 @@ from transllm.translation.protected import lost_structure
 from transllm.translation.quality import combined, round_trip, similarities
 from transllm.translation.sentences import split_text
 from transllm.translation.structure import TextTranslator
-from transllm.translation.translator import SentenceTranslator, Translation, Translator
+from transllm.translation.translator import Direction, SentenceTranslator, Translation, Translator
 
-__all__ = ["ApertiumTranslator", "Encoder", "HubEncoder", "OwnEncoder", "SelfTranslator", "SentenceTranslator", "TextTranslator",
-           "Translation", "TranslationCache", "Translator", "UniversalEncoder", "combined", "lost_structure", "round_trip", "similarities",
-           "split_text"]
+__all__ = ["ApertiumTranslator", "Direction", "Encoder", "HubEncoder", "OwnEncoder", "SelfTranslator", "SentenceTranslator",
+           "TextTranslator", "Translation", "TranslationCache", "Translator", "UniversalEncoder", "combined", "lost_structure",
+           "round_trip", "similarities", "split_text"]
