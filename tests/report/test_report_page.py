@@ -108,6 +108,22 @@ def test_hostile_text_stays_text(build_run: Build) -> None:
     assert "{{ 7 * 7 }}" in page.text
 
 
+def test_models_answer_a_query_side_by_side(build_run: Build) -> None:
+    """Each query once, models in their order; those that said the same share a place. Other queries are another talk."""
+    def said(stage: str, *turns: tuple[str, str]) -> dict[str, Any]:
+        return {"stage": stage, "turns": [{"query": query, "answer": answer} for query, answer in turns]}
+
+    page = Page(build_report(build_run(conversations=[
+        said("original", ("¿Uno?", "One.")), said("original", ("¿Dos?", "Two."), ("¿Tres?", "Three.")),
+        said("finetune", ("¿Uno?", "Uno.")), said("finetune", ("¿Dos?", "Dos."), ("¿Tres?", "Tres.")),
+        said("merge", ("¿Uno?", "Uno.")), said("merge", ("¿Dos?", "Dos."), ("¿Tres?", "Cuatro."))])))
+    told = "which a user does not see."
+    talks = page.text[page.text.index(told) + len(told): page.text.index("Sample translations")]
+    assert " ".join(talks.split()) == (
+        "¿Uno? original One. finetune, merge Uno. "
+        "¿Dos? original Two. finetune Dos. merge Dos. ¿Tres? original Three. finetune Tres. merge Cuatro.")
+
+
 def test_text_of_any_script_keeps_its_direction(build_run: Build) -> None:
     query, answer = "ما هي عاصمة مصر؟", "عاصمة مصر هي القاهرة."
     page = Page(build_report(build_run(language="ar", conversations=[{"stage": "merge", "turns": [{"query": query, "answer": answer}]}])))

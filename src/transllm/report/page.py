@@ -6,6 +6,7 @@ The page needs no network and no script, and its content-security policy forbids
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 from transllm.evaluation.table import NULL, arrow, before_after, show_tolerance
 from transllm.files import write_text
 from transllm.report import plots, story
-from transllm.report.run import STAGES, TRAINING_STAGES, Manifest, RunView, read_run, translation_stages
+from transllm.report.run import STAGES, TRAINING_STAGES, Conversation, Manifest, RunView, Turn, read_run, translation_stages
 
 MOST_SAMPLES = 20
-"""Conversations and translations on the page; the files hold the rest."""
+"""Talks and translations on the page; the files hold the rest."""
 
 _TITLES = {
     "extend": "new sub-words, grown embeddings", "pretrain": "target-language text", "bitext": "sentence pairs, both directions",
@@ -33,6 +34,14 @@ class Panel:
     title: str
     svg: str
     alt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query, and what each model made of it: its stages and their turn."""
+
+    query: str
+    turns: list[tuple[str, Turn]]
 
 
 def build_report(run: Path) -> Path:
@@ -63,6 +72,7 @@ def context(view: RunView) -> dict[str, Any]:
     """All values of the template, by the section that uses them."""
     language = view.language
     table = before_after(view.metrics, target=language.name)
+    talks = side_by_side(view.samples.conversations)
     done = [stage for stage in STAGES if view.states[stage] == "done"]
     return {
         "run": view, "language": language, "done": done, "stages": STAGES,
@@ -77,11 +87,28 @@ def context(view: RunView) -> dict[str, Any]:
         "table": table, "settings": _settings(view.metrics.settings),
         "curves": [(stage, _curves(view, stage)) for stage in TRAINING_STAGES],
         "fertility": _fertility(view), "sizes": _sizes(view), "extension": _extension(view),
-        "conversations": view.samples.conversations[:MOST_SAMPLES], "conversations_total": len(view.samples.conversations),
+        "talks": talks[:MOST_SAMPLES], "talks_total": len(talks),
         "translations": view.samples.translations[:MOST_SAMPLES], "translations_total": len(view.samples.translations),
         "translators": translation_stages(view.samples.translations),
         "cost": _cost(view), "repeat": _repeat(view),
     }
+
+
+def side_by_side(conversations: Sequence[Conversation]) -> list[list[Asked]]:
+    """Talks of the same queries together, models in their order. Models that said the same, as *merge* should, share a place."""
+    same_queries: dict[tuple[str, ...], list[Conversation]] = {}
+    for conversation in conversations:
+        same_queries.setdefault(tuple(turn.query for turn in conversation.turns), []).append(conversation)
+    talks = []
+    for queries, found in same_queries.items():
+        models: list[tuple[str, list[Turn]]] = []
+        for conversation in found:
+            if models and models[-1][1] == conversation.turns:
+                models[-1] = (f"{models[-1][0]}, {conversation.stage}", conversation.turns)
+            else:
+                models.append((conversation.stage, conversation.turns))
+        talks.append([Asked(query, [(stages, turns[place]) for stages, turns in models]) for place, query in enumerate(queries)])
+    return talks
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
