@@ -129,12 +129,14 @@ class Chat:
     def _switched(self, query: str, original: Engine, *, english: bool, started: float) -> Reply:
         """The original chat model answers, as it would answer who wrote to it in English; the transformed one only translates.
 
-        Decoding is greedy and without penalty, and the whole history is in English: so the answer is the original's own, word for word.
+        The whole history is in English, and decoding is that of all answers: with a repetition penalty of 1 the answer is what the
+        original says greedily, word for word.
         """
         asked = Translation(query, cut=False) if english else self._translated(query, to="english")
         query_en = asked.text or query
         prompt = self._prompt(query_en, english=True, all_english=True)
-        (made,) = original.generate([prompt], sampling=Sampling(self._max_new_tokens, stop_ids=self._renderer.stop_ids))
+        sampling = Sampling(self._max_new_tokens, stop_ids=self._renderer.stop_ids, repetition_penalty=self._repetition_penalty)
+        (made,) = original.generate([prompt], sampling=sampling)
         answer_en = self._spans.decode(made.ids[:-1] if made.finish == "stop" else made.ids).strip()
         said = Translation(answer_en, cut=False) if english else self._translated(answer_en, to="target")
         cut = {"the query in English": asked.cut, "the answer in English": made.finish == "length", "the answer": said.cut}

@@ -84,7 +84,7 @@ def test_chat_as_a_function(finished: Any) -> None:
 
 def test_chat_in_which_the_original_answers(finished: Any, home: Any, cli: Any) -> None:
     """What the original says inside is what it says by itself, token for token, also after it was switched on and off."""
-    chat = transllm.load_chat(finished.folder, max_new_tokens=24, mode="switched")
+    chat = transllm.load_chat(finished.folder, max_new_tokens=24, mode="switched", repetition_penalty=1)
     tokenizer, alone = AutoTokenizer.from_pretrained(home.model), AutoModelForCausalLM.from_pretrained(home.model).eval()
     messages: list[dict[str, str]] = []
     for query in ("¿Quién pintó el museo?", "Who says that the captain painted the library last winter?", "Nadie explicó el museo."):

@@ -115,7 +115,8 @@ def _read_samples(recipe: Recipe) -> list[str]:
         if not first and not source.optional:
             problems.append(f"{where}: none of the first rows of {source.origin} can be used. {_why(reports)}")
         _add_row(table, where, source, reports, first)
-    out().print(table)
+    if table.row_count:
+        out().print(table)
     return problems
 
 
