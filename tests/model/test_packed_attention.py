@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.model import PACKED, Documents, enable_packed, hidden_states
-from transllm.model.attention import packed_attention
+from transllm.model.attention import Shared, _Attention, _fused_attention, _Heads, packed_attention
 
 Make = Callable[..., PreTrainedModel]
 LENGTHS = [13, 1, 40, 7, 40, 3]  # several groups: 1 to 32 slots, then more than twice as long
@@ -111,3 +111,82 @@ def test_every_token_has_one_real_slot(lengths: list[int]) -> None:
     assert documents.positions_1T.tolist() == [[place for length in lengths for place in range(length)]]
     assert sum(count for _, count, _ in documents.groups) == len(lengths)
     assert len(documents.gather) <= 1.5 * total + 32 * len(lengths), "padding is bounded"
+
+
+SHARED_LENGTHS = [40, 30, 13, 50, 9]
+SHARED = [Shared(1, of=0, tokens=12), Shared(3, of=1, tokens=20), Shared(2, of=3, tokens=12)]
+"""The second begins like the first, the fourth like the second (with more than that has from the first), the third like the fourth."""
+
+
+def _alike() -> tuple[torch.Tensor, Documents]:
+    """Documents in a line, each whole, that begin as ``SHARED`` says; and where they lie in a row that holds beginnings once."""
+    ids = [torch.randint(0, 320, (length,), generator=torch.Generator().manual_seed(length)) for length in SHARED_LENGTHS]
+    for one in SHARED:
+        ids[one.document][: one.tokens] = ids[one.of][: one.tokens]
+    return torch.cat(ids).unsqueeze(0), Documents(SHARED_LENGTHS, shared=SHARED)
+
+
+@pytest.mark.parametrize("back_end", [PACKED, "sdpa", "apart"])
+@pytest.mark.parametrize("kind", ["tied", "padded", "sliding"])
+def test_documents_that_share_a_beginning_get_what_they_get_alone(make_chat_model: Make, kind: str, back_end: str) -> None:
+    whole_1T, documents = _alike()
+    own = documents.whole().own
+    row_1T = whole_1T[:, own]
+    assert row_1T.shape[1] == sum(SHARED_LENGTHS) - sum(one.tokens for one in SHARED)
+    found = []
+    for ids_1T, given_documents in ((row_1T, documents), (whole_1T, Documents(SHARED_LENGTHS))):
+        model = make_chat_model(kind)
+        model.set_attn_implementation("eager" if back_end == "apart" else back_end)
+        model.documents_apart = back_end == "apart"  # type: ignore[assignment]
+        states = hidden_states(model, ids_1T, given_documents)
+        states = states[:, own] if ids_1T is whole_1T else states
+        # Only what is a document's own is looked at: a beginning hears of it through those that go on from it.
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        found.append((states.detach(), {name: one.grad for name, one in model.named_parameters() if one.grad is not None}))
+    (shared, gradients), (expected, expected_gradients) = found
+    torch.testing.assert_close(shared, expected, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == expected_gradients.keys() and gradients
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_torchs_kernel_shares_beginnings_too(window: int | None) -> None:
+    _, documents = _alike()
+    shape, generator = _Heads(4, 2, 8), torch.Generator().manual_seed(1)
+    given = [torch.randn(len(documents.back), heads * 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)]
+    found = []
+    for fused in (False, True):
+        rows = [part.clone().requires_grad_() for part in given]
+        output: torch.Tensor = (_fused_attention(rows, documents, shape, 0.3, window, 0.0) if fused
+                                else _Attention.apply(*rows, documents, shape, 0.3, window))  # type: ignore[no-untyped-call]
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        found.append([output.detach(), *(part.grad for part in rows)])
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
+def test_what_cannot_be_shared_is_an_error() -> None:
+    for shared in (Shared(1, of=0, tokens=6), Shared(1, of=0, tokens=4), Shared(1, of=0, tokens=0)):
+        with pytest.raises(ValueError, match="document 1 cannot share"):
+            Documents([5, 4], shared=[shared])
+
+
+@given(st.lists(st.integers(2, 60), min_size=2, max_size=8), st.data())
+def test_every_token_of_a_shared_row_has_one_real_slot(lengths: list[int], data: st.DataObject) -> None:
+    shared = []
+    for number in range(1, len(lengths)):
+        of = data.draw(st.integers(0, number - 1))
+        tokens = data.draw(st.integers(0, min(lengths[of], lengths[number] - 1)))
+        shared += [Shared(number, of, tokens)] if tokens else []
+    documents = Documents(lengths, shared=shared)
+    total = sum(lengths) - sum(one.tokens for one in shared)
+    whole = documents.whole()
+    assert torch.equal(documents.gather[documents.back], torch.arange(total))
+    assert int(documents.real.sum()) == total == len(whole.own)
+    assert torch.equal(whole.places[whole.own], torch.arange(total)), "a document's own tokens stand in the row's order"
+    assert torch.equal(documents.positions_1T, whole.documents.positions_1T[:, whole.own])
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    for one in shared:
+        mine, theirs = (whole.places[starts[number]: starts[number] + one.tokens] for number in (one.document, one.of))
+        assert torch.equal(mine, theirs)

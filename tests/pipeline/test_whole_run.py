@@ -71,8 +71,10 @@ def test_training_log(finished: Any, stage: str) -> None:
     assert [line["step"] for line in losses] == list(range(1, metrics["steps"] + 1))
     for line in losses:
         assert line.keys() == {"step", "steps", "tokens", "loss", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second",
-                               "matrix_share", "padding", "seconds", "memory_gib"}
+                               "matrix_share", "padding", "shared", "seconds", "memory_gib"}
         assert all(math.isfinite(value) for value in line.values())
+    # Documents are learned from their first token on; of conversations some have a question in common.
+    assert any(line["shared"] > 0 for line in losses) is (stage == "finetune")
     points = [line for line in lines if "held_out_bits_per_byte" in line]
     assert [line["step"] for line in points] == [0, metrics["steps"] // 2, metrics["steps"]]
     assert losses[-1]["tokens"] == _json(finished.folder / stage / "manifest.json")["tokens"] >= 2000

@@ -2,7 +2,8 @@
 
 A packed row is one sequence of tokens of many documents, ``(1, T)``. Documents are gathered into a few padded groups of like
 length, attention runs causally inside each, and the results are scattered back. Short documents so cost what they
-are worth, and no product crosses a boundary. It is registered with transformers under the name ``PACKED``; the documents
+are worth, and no product crosses a boundary. Documents that begin alike can share their beginning: the row then holds it once, and all
+layers but attention's scores compute it once. It is registered with transformers under the name ``PACKED``; the documents
 travel as the keyword argument ``documents``. On processors it also avoids the fused kernel's backward, which is slow
 in bfloat16.
 
@@ -50,22 +51,60 @@ class _Heads(NamedTuple):
     size: int
 
 
+class Shared(NamedTuple):
+    """The first so many ``tokens`` of a ``document`` are those of another one, ``of``, and the row holds them there only."""
+
+    document: int
+    of: int
+    tokens: int
+
+
+class _Copies(NamedTuple):
+    """Slots beside a token's real one: ``slots`` hold the tokens ``places[which]``, each of ``places`` comes once."""
+
+    slots: Tensor
+    which: Tensor
+    places: Tensor
+
+
+class Whole(NamedTuple):
+    """All documents in a line with nothing shared: ``places`` of their tokens in the row, and which of them are the row's (``own``)."""
+
+    documents: Documents
+    places: Tensor
+    own: Tensor
+
+
 class Documents:
     """Where the documents of a packed row lie.
 
     Args:
-        lengths: tokens of each document, in the row's order; their sum is the row's length.
+        lengths: tokens of each document, in the row's order.
+        shared: beginnings that the row does not hold again, each after that of its ``of``. Without any, the lengths' sum is the row's.
         device: where the row lies.
+
+    Raises:
+        ValueError: a document is empty or has nothing of its own, or shares what the other does not have.
     """
 
-    def __init__(self, lengths: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, lengths: Sequence[int], *, shared: Sequence[Shared] = (), device: torch.device | str = "cpu") -> None:
         self.lengths = list(lengths)
         if not lengths or min(lengths) < 1:
             raise ValueError("a packed row holds at least one document, and none is empty")
-        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        self._device = device
+        begins = [0] * len(lengths)  # the first token that is a document's own
+        for one in shared:
+            if not 0 < one.tokens < lengths[one.document] or lengths[one.of] < one.tokens:
+                raise ValueError(f"document {one.document} cannot share {one.tokens} tokens with document {one.of}")
+            begins[one.document] = one.tokens
+        ends = torch.tensor([length - begin for length, begin in zip(lengths, begins, strict=True)]).cumsum(0).tolist()
+        places = [torch.arange(end - length + begin, end) for end, length, begin in zip(ends, lengths, begins, strict=True)]
+        for one in shared:
+            places[one.document] = torch.cat([places[one.of][: one.tokens], places[one.document]])
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         gather: list[Tensor] = []
-        back = torch.empty(starts[-1], dtype=torch.long)
+        copied: list[Tensor] = []
+        back = torch.empty(ends[-1], dtype=torch.long)
         self.groups: list[_Group] = []
         slots = 0
         while order:
@@ -76,37 +115,67 @@ class Documents:
             self.groups.append(_Group(slots, len(members), longest))
             for i in members:
                 # Slots past a document's end repeat its last token: causality hides them from all real tokens.
-                offsets = torch.arange(longest).clamp_max(lengths[i] - 1)
-                gather.append(starts[i] + offsets)
-                back[starts[i]: starts[i] + lengths[i]] = torch.arange(slots, slots + lengths[i])
+                gather.append(places[i][torch.arange(longest).clamp_max(lengths[i] - 1)])
+                back[places[i][begins[i]:]] = torch.arange(slots + begins[i], slots + lengths[i])
+                copied.append(torch.arange(slots, slots + begins[i]))
                 slots += longest
         self.gather = torch.cat(gather).to(device)
         self.back = back.to(device)
         is_real = torch.zeros(slots, dtype=torch.bool)
         is_real[back] = True
         self.real = is_real.to(device)
-        self.positions_1T = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0).to(device)
+        self.positions_1T = torch.cat([torch.arange(begin, n) for begin, n in zip(begins, lengths, strict=True)]).unsqueeze(0).to(device)
+        self._whole = torch.cat(places), torch.cat([torch.arange(n) >= begin for begin, n in zip(begins, lengths, strict=True)])
+        self.copies: _Copies | None = None
+        if shared:
+            again = torch.cat(copied)
+            tokens, which = torch.cat(gather)[again].unique(return_inverse=True)
+            self.copies = _Copies(again.to(device), which.to(device), tokens.to(device))
+
+    def whole(self) -> Whole:
+        """The documents one after the other, for who cannot share."""
+        places, is_own = self._whole
+        return Whole(Documents(self.lengths, device=self._device), places.to(self._device), is_own.nonzero().squeeze(-1).to(self._device))
 
 
-class _Move(torch.autograd.Function):
-    """Index rows both ways: the backward of a gather is a gather too, since each token has one real slot."""
+class _ToSlots(torch.autograd.Function):
+    """Tokens into their slots. The backward is a gather too, since each token has one real slot, and a few have copies."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, forward_index: Tensor, backward_index: Tensor, real: Tensor | None) -> Tensor:
-        ctx.save_for_backward(backward_index, real)
-        return rows.index_select(0, forward_index)
+    def forward(ctx: Any, rows: Tensor, gather: Tensor, back: Tensor, *copies: Tensor) -> Tensor:
+        ctx.save_for_backward(back, *copies)
+        return rows.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        back, *copies = ctx.saved_tensors
+        return _sum_of_slots(gradients[0], back, _Copies(*copies) if copies else None), *[None] * (2 + len(copies))
+
+
+class _FromSlots(torch.autograd.Function):
+    """Each token from its real slot; to all others no gradient goes back."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, gather: Tensor, back: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(gather, real)
+        return slots.index_select(0, back)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        backward_index, real = ctx.saved_tensors
-        gradient = gradients[0].index_select(0, backward_index)
-        if real is not None:
-            gradient = gradient * real.unsqueeze(-1)
-        return gradient, None, None, None
+        gather, real = ctx.saved_tensors
+        return gradients[0].index_select(0, gather) * real.unsqueeze(-1), None, None, None
 
 
-def _move(rows: Tensor, forward_index: Tensor, backward_index: Tensor, real: Tensor | None) -> Tensor:
-    return cast(Tensor, _Move.apply(rows, forward_index, backward_index, real))  # type: ignore[no-untyped-call]  # torch's own
+def _sum_of_slots(slots: Tensor, back: Tensor, copies: _Copies | None) -> Tensor:
+    """For each token what its slots hold together, padding left out. (slots, D) -> (T, D)
+
+    In float32: what all documents of a row begin with has as many slots as there are documents.
+    """
+    rows = slots.index_select(0, back)
+    if copies is not None:
+        summed = rows.index_select(0, copies.places).float().index_add_(0, copies.which, slots.index_select(0, copies.slots).float())
+        rows.index_copy_(0, copies.places, summed.to(rows.dtype))
+    return rows
 
 
 def packed_attention(
@@ -151,7 +220,8 @@ def packed_attention(
 def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads, scale: float, window: int | None,
                      dropout: float) -> Tensor:
     """torch's kernel, group by group: on accelerators it is fast both ways and holds no (L, L) matrix. (T, H d) -> (T, H d)"""
-    slots = [_move(part, documents.gather, documents.back, None) for part in rows]
+    slots: list[Tensor] = [_ToSlots.apply(part, documents.gather, documents.back, *(documents.copies or ()))  # type: ignore[no-untyped-call]
+                           for part in rows]
     outputs = []
     for start, count, length in documents.groups:
         q, k, v = (part[start: start + count * length].view(count, length, -1, shape.size).transpose(1, 2) for part in slots)
@@ -159,7 +229,7 @@ def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads
         context = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=shape.query != shape.key)
         outputs.append(context.transpose(1, 2).reshape(count * length, -1))
-    return _move(torch.cat(outputs), documents.back, documents.gather, documents.real)
+    return cast(Tensor, _FromSlots.apply(torch.cat(outputs), documents.gather, documents.back, documents.real))  # type: ignore[no-untyped-call]
 
 
 class _Attention(torch.autograd.Function):
@@ -210,7 +280,7 @@ class _Attention(torch.autograd.Function):
                 k_gradient[:, seen].baddbmm_(score_gradient.transpose(1, 2), q)
             for rows, own in zip(moved[1:], (k_gradient, v_gradient), strict=True):
                 _put(_by_place(rows, group, shape), own)
-        return *(rows.index_select(0, documents.back) for rows in moved), None, None, None, None
+        return *(_sum_of_slots(rows, documents.back, documents.copies) for rows in moved), None, None, None, None
 
 
 class _Block(NamedTuple):

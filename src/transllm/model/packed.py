@@ -1,6 +1,6 @@
 """Hidden states of a packed row, by whichever attention keeps its documents apart on this model and machine.
 
-Which does is measured on two documents, because what a family does inside a layer cannot be read off its configuration: attention that
+Which does is measured on a few documents, because what a family does inside a layer cannot be read off its configuration: attention that
 looks across, a state that runs on from one document into the next.
 
 Shapes: T tokens of all documents of a row, D hidden size.
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from transllm.errors import ModelError, kind_and_line
-from transllm.model.attention import PACKED, Documents
+from transllm.model.attention import PACKED, Documents, Shared
 from transllm.recipe.schema import Attention
 
 APART = "apart"
@@ -31,10 +31,15 @@ _ROUNDED = 0.05
 def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) -> Tensor:
     """Last hidden states of a packed row. (1, T) -> (1, T, D)
 
-    Positions restart in each document, which also tells transformers' own attention where documents end.
+    Positions restart in each document, which also tells transformers' own attention where documents end. Only our attention knows shared
+    beginnings; all others compute each document whole.
     """
     decoder = model.get_decoder()
-    if getattr(model, "documents_apart", False):
+    apart = getattr(model, "documents_apart", False)
+    if documents.copies is not None and (apart or model.config._attn_implementation != PACKED):
+        whole = documents.whole()
+        return hidden_states(model, ids_1T[:, whole.places], whole.documents)[:, whole.own]
+    if apart:
         parts = zip(*(tensor.split(documents.lengths, dim=1) for tensor in (ids_1T, documents.positions_1T)), strict=True)
         return torch.cat([decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state for ids, positions in parts], 1)
     extra: dict[str, Any] = {"documents": documents} if model.config._attn_implementation == PACKED else {}
@@ -43,10 +48,10 @@ def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) 
 
 
 def probe(model: PreTrainedModel) -> tuple[Tensor, Documents]:
-    """Two documents in a packed row, to see how a model behaves."""
+    """Three documents in a packed row, two of which begin alike, to see how a model behaves."""
     rows = int(model.config.get_text_config().vocab_size)
     ids_1T = (torch.arange(40, device=model.device) * 7 % rows).unsqueeze(0)
-    return ids_1T, Documents([13, 27], device=model.device)
+    return ids_1T, Documents([13, 17, 15], shared=[Shared(2, of=1, tokens=5)], device=model.device)
 
 
 @torch.no_grad()

@@ -31,10 +31,10 @@ class Flops:
         self._a_label: int = sum(weight.numel() * (6 if weight.requires_grad else 4) for weight in adapted.head.rows.parameters())
         self._a_pair: int = 12 * config.num_hidden_layers * width
 
-    def of(self, lengths: NDArray[np.int64], labels: int) -> float:
-        """FLOPs of documents of these lengths with so many labels."""
+    def of(self, lengths: NDArray[np.int64], labels: int, *, shared: int = 0) -> float:
+        """FLOPs of documents of these lengths with so many labels, of whose tokens so many were computed for other documents already."""
         pairs = float((lengths.astype(np.float64) ** 2).sum()) / 2  # each position attends to those before it
-        return self._a_token * float(lengths.sum()) + self._a_label * labels + self._a_pair * pairs
+        return self._a_token * float(lengths.sum() - shared) + self._a_label * labels + self._a_pair * pairs
 
 
 def _numbers(weight: Any) -> int:

@@ -18,6 +18,7 @@ from transllm.files import write_json
 from transllm.model.adapter import Adapted
 from transllm.progress import Progress
 from transllm.recipe.schema import Training
+from transllm.training.loss import IGNORE
 from transllm.training.mirror import hear
 from transllm.training.movement import Movement, some
 from transllm.training.packing import batches_of
@@ -168,10 +169,13 @@ class Guards:
         return f"'transllm inspect batch {self._folder.parent} {self._name} --failed'"
 
     def _save(self, name: str, batch: Batch, **facts: Any) -> Path:
-        """Write a step's batch, in a form that anything reads."""
-        bins = [{"rows": list(rows), "lengths": list(lengths), "ids": share.batch.ids_1T[0].tolist(),
-                 "labels": share.batch.labels_T.tolist()}
-                for rows, lengths, share in zip(batch.rows, batch.lengths, batch.shares, strict=True)]
+        """Write a step's batch, in a form that anything reads: every row whole."""
+        bins = []
+        for rows, lengths, share in zip(batch.rows, batch.lengths, batch.shares, strict=True):
+            whole = share.batch.documents.whole()
+            labels = torch.full_like(whole.places, IGNORE).index_copy_(0, whole.own, share.batch.labels_T)
+            bins.append({"rows": list(rows), "lengths": list(lengths), "ids": share.batch.ids_1T[0, whole.places].tolist(),
+                         "labels": labels.tolist()})
         write_json(self._folder / name, {"step": batch.step, **facts, "bins": bins})
         return self._folder / name
 

@@ -69,7 +69,7 @@ def line_of(state: State, *, steps: int, rate: float, norm: float, matrix_flops:
         "step": state.step, "steps": steps, "tokens": state.tokens, "loss": recent.loss,
         "bits_per_byte": recent.nats / _LN2 / max(1, recent.n_bytes), "learning_rate": rate, "gradient_norm": norm,
         "tokens_per_second": recent.tokens / seconds, "matrix_share": recent.flops / seconds / matrix_flops,
-        "padding": 1 - state.tokens / state.room, "seconds": round(state.seconds, 3),
+        "padding": 1 - state.tokens / state.room, "shared": recent.shared / max(1, recent.tokens), "seconds": round(state.seconds, 3),
         "memory_gib": psutil.Process().memory_info().rss / 2**30}
     if recent.mirrored:
         line["kl_to_original"] = recent.divergence / recent.mirrored

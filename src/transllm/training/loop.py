@@ -152,7 +152,7 @@ def train(
                     guards.after_update()
                     optimizer.zero_grad(set_to_none=True)
                     state.advance(done, tokens=tokens, room=len(bins) * stage.micro_tokens, seconds=time.monotonic() - started,
-                                  flops=flops.of(lengths, done.labels))
+                                  flops=flops.of(lengths, done.labels, shared=done.shared))
                     loss = state.recent.loss
                     if leap is not None:
                         log.write(leap)

@@ -27,6 +27,7 @@ from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
 from transllm.model.attention import Documents
 from transllm.recipe.schema import Logits
+from transllm.training.beginnings import shared_beginnings
 from transllm.training.rows import ByOriginal
 
 
@@ -63,16 +64,20 @@ class Mirror:
 
 
 def mirror_of(said: Sequence[tuple[int, ByOriginal]], *, device: torch.device) -> Mirror:
-    """The mirror of a bin, from where each row with words of the original begins in it, and these words."""
-    places, student, start = [], [], 0
-    for begins, words in said:
+    """The mirror of a bin, from where each row with words of the original begins in it, and these words. It shares beginnings too."""
+    ids = [np.asarray(words.ids) for _, words in said]
+    shared = shared_beginnings(ids, [len(words.ids) - words.words - 1 for _, words in said])
+    begins = {one.document: one.tokens for one in shared}
+    places, student, end = [], [], 0
+    for number, (start, words) in enumerate(said):
         order = np.arange(words.words)
-        start += len(words.ids)
-        places.append(start - words.words - 1 + order)  # a token is foretold one place before it
-        student.append(begins + words.at - 1 + order)
+        end += len(words.ids) - begins.get(number, 0)
+        places.append(end - words.words - 1 + order)  # a token is foretold one place before it
+        student.append(start + words.at - 1 + order)
+    own = [row[begins.get(number, 0):] for number, row in enumerate(ids)]
     return Mirror(
-        ids_1T=torch.from_numpy(np.concatenate([np.asarray(words.ids) for _, words in said])).long().unsqueeze(0).to(device),
-        documents=Documents([len(words.ids) for _, words in said], device=device),
+        ids_1T=torch.from_numpy(np.concatenate(own)).long().unsqueeze(0).to(device),
+        documents=Documents([len(row) for row in ids], shared=shared, device=device),
         places_N=torch.from_numpy(np.concatenate(places)).long().to(device),
         student_N=torch.from_numpy(np.concatenate(student)).long().to(device))
 

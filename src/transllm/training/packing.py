@@ -19,6 +19,7 @@ from torch import Tensor
 
 from transllm.errors import TrainingError
 from transllm.model.attention import Documents
+from transllm.training.beginnings import shared_beginnings
 from transllm.training.loss import IGNORE, SoftLabels
 from transllm.training.mirror import Mirror, mirror_of
 from transllm.training.rows import Drawn, EncodedRow, Rows
@@ -32,12 +33,13 @@ class Packed:
     """One bin as the model takes it.
 
     Attributes:
-        ids_1T: token ids of all documents in a line.
+        ids_1T: token ids of all documents in a line; a beginning that several share stands there once.
         labels_T: the next token where it is trained, else IGNORE.
         documents: where documents lie.
         labels: how many labels there are.
         n_bytes: bytes of text that the labels stand for.
         learned: places from which something is learned: by a label, from the original, or both.
+        shared: tokens of the rows that are not in ``ids_1T`` again.
         mirror: which places are held against the original model; None: none is.
         soft: the labels in whose place drawn tokens are learned; None: there are none.
     """
@@ -48,6 +50,7 @@ class Packed:
     labels: int
     n_bytes: int
     learned: int
+    shared: int = 0
     mirror: Mirror | None = None
     soft: SoftLabels | None = None
 
@@ -150,7 +153,7 @@ def batches_of(rows: Rows, bins: Sequence[Sequence[int]], *, device: torch.devic
 
 
 def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text", unlabelled: Sequence[int] = ()) -> Packed:
-    """Rows in a line.
+    """Rows in a line, what several begin with once.
 
     Args:
         by: as in ``batches_of``.
@@ -158,7 +161,13 @@ def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text"
     """
     ids = [np.asarray(row.ids) for row in rows]
     masks = [np.array(row.trained, dtype=np.bool_) for row in rows]
-    starts = np.cumsum([0, *map(len, ids)])
+    # A token is foretold one place before it. Who learns nothing is there to be read to its end.
+    shared = shared_beginnings(ids, [int(mask[1:].argmax()) if mask[1:].any() else len(mask) - 1 for mask in masks])
+    begins = np.zeros(len(rows), dtype=np.int64)
+    for one in shared:
+        begins[one.document] = one.tokens
+    lengths = [len(row) for row in ids]
+    starts = np.cumsum([0, *(lengths - begins)[:-1]]) - begins  # where the row's first token would stand: places of its own follow from it
     learned = sum(int(mask[1:].sum()) for mask in masks)
     n_bytes = sum(row.n_bytes for row in rows)
     said = [(place, row.by_original) for place, row in enumerate(rows) if by != "text" and row.by_original is not None]
@@ -166,15 +175,17 @@ def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text"
         if by == "logits" or place in unlabelled:
             masks[place][words.at: words.at + words.words] = False
             n_bytes -= words.n_bytes
-    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE) for row, mask in zip(ids, masks, strict=True)]
+    own = [row[begin:] for row, begin in zip(ids, begins, strict=True)]
+    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE)[begin:] for row, mask, begin in zip(ids, masks, begins, strict=True)]
     labels_T = torch.from_numpy(np.concatenate(labels)).long()
     return Packed(
-        ids_1T=torch.from_numpy(np.concatenate(ids)).long().unsqueeze(0).to(device),
+        ids_1T=torch.from_numpy(np.concatenate(own)).long().unsqueeze(0).to(device),
         labels_T=labels_T.to(device),
-        documents=Documents([len(row) for row in ids], device=device),
+        documents=Documents(lengths, shared=shared, device=device),
         labels=int((labels_T != IGNORE).sum()),
         n_bytes=n_bytes,
         learned=learned,
+        shared=int(begins.sum()),
         soft=_soft([(int(starts[place]), row.drawn) for place, row in enumerate(rows) if row.drawn is not None], len(labels_T), device),
         mirror=mirror_of([(int(starts[place]), words) for place, words in said], device=device) if said else None,
     )

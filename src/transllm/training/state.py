@@ -26,13 +26,13 @@ class Window:
         nats, labels, n_bytes, tokens: see ``StepDone``.
         seconds: in steps; held-out text and checkpoints are not in it.
         flops: see ``Flops``.
-        divergence, mirrored: see ``StepDone``.
+        divergence, mirrored, shared: see ``StepDone``.
     """
 
     def __init__(self, nats: float = 0.0, labels: int = 0, n_bytes: int = 0, tokens: int = 0, seconds: float = 0.0,
-                 flops: float = 0.0, divergence: float = 0.0, mirrored: int = 0) -> None:
+                 flops: float = 0.0, divergence: float = 0.0, mirrored: int = 0, shared: int = 0) -> None:
         self.nats, self.labels, self.n_bytes, self.tokens, self.seconds, self.flops = nats, labels, n_bytes, tokens, seconds, flops
-        self.divergence, self.mirrored = divergence, mirrored
+        self.divergence, self.mirrored, self.shared = divergence, mirrored, shared
 
     def add(self, done: StepDone, tokens: int, seconds: float, flops: float) -> None:
         self.nats += done.nats
@@ -43,6 +43,7 @@ class Window:
         self.flops += flops
         self.divergence += done.divergence
         self.mirrored += done.mirrored
+        self.shared += done.shared
 
     @property
     def loss(self) -> float:
@@ -96,7 +97,7 @@ class State:
             "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "room": self.room, "seconds": self.seconds,
             "trained": self._adapted.state(), "optimizer": optimizer, "losses": list(self.losses),
             "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops,
-                       recent.divergence, recent.mirrored]}
+                       recent.divergence, recent.mirrored, recent.shared]}
 
         def write() -> Path:
             return self._checkpoints.save(self.step, state)

@@ -76,6 +76,7 @@ class StepDone:
         norm: of the gradient, before it is clipped.
         divergence: sum of the divergences from the original, in nats.
         mirrored: places at which the model was held against it.
+        shared: tokens that were not computed again, since another row of their bin begins with them too.
     """
 
     nats: float
@@ -84,6 +85,7 @@ class StepDone:
     norm: float
     divergence: float = 0.0
     mirrored: int = 0
+    shared: int = 0
 
     @property
     def loss(self) -> float:
@@ -118,9 +120,10 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
         clip: the gradient's norm at most.
     """
     counted = [share.batch for share in mine if share.counts]
-    labels, learned, mirrored, n_bytes = map(int, processes.summed(
+    labels, learned, mirrored, n_bytes, shared = map(int, processes.summed(
         sum(batch.labels for batch in counted), sum(batch.learned for batch in counted),
-        sum(len(batch.mirror.student_N) for batch in counted if batch.mirror is not None), sum(batch.n_bytes for batch in counted)))
+        sum(len(batch.mirror.student_N) for batch in counted if batch.mirror is not None), sum(batch.n_bytes for batch in counted),
+        sum(batch.shared for batch in counted)))
     sums = torch.zeros(2, device=adapted.device)
     with processes.lending():
         heard = hear(adapted, [share.batch.mirror for share in mine], run_lanes=run_lanes)
@@ -144,7 +147,7 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     nats, divergence = processes.summed(*sums.tolist())  # first: where a process has ended this says so, and no accelerator waits for it
     _add_up([parameter for parameter in parameters if not processes.is_shared(parameter)])  # the others' sums are made in backward
-    return StepDone(nats, labels, n_bytes, _clip(parameters, clip), divergence, mirrored)
+    return StepDone(nats, labels, n_bytes, _clip(parameters, clip), divergence, mirrored, shared)
 
 
 def _add_up(parameters: Sequence[nn.Parameter]) -> None:
