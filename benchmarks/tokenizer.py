@@ -32,7 +32,7 @@ from transllm import load_recipe
 from transllm.languages import LANGUAGES
 from transllm.model import load_chat_model
 from transllm.pipeline.corpus import program_text
-from transllm.pipeline.stage import PeakMemory
+from transllm.pipeline.memory import PeakMemory
 from transllm.tokenizer import (
     Learned,
     Script,

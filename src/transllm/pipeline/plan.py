@@ -133,9 +133,6 @@ def _assumed(recipe: Recipe, cluster: Cluster, *, processor: bool) -> Iterator[s
                "own engine would need.")
     yield ("The time of prepare and of downloads is not counted; extend, merge and all that is written are rough. "
            "Disk is without caches of models and data.")
-    if processor:
-        yield ("Memory is that of a training's first steps: on a processor, kernels of new shapes and freed blocks are kept, which adds "
-               "half a GiB to one in hundreds of steps.")
     if cluster.devices > 1:
         yield (f"{cluster.bandwidth_gbs:g} GB/s between devices{'' if cluster.nodes == 1 else ' of different nodes'}. All devices share "
                "the training; the other stages run on one. zero2 and zero3 are for comparison: the loop runs ddp and fsdp.")

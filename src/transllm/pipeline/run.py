@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +18,7 @@ from transllm.evaluation.metrics import Metrics
 from transllm.generation import require_engine
 from transllm.model.shard import launcher_notice
 from transllm.model.source import original_digest
+from transllm.pipeline.memory import give_back_memory
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
 from transllm.pipeline.stages import STAGES
 from transllm.progress import Progress, Silent
@@ -152,13 +150,6 @@ def _dependents(stage: Stage) -> list[str]:
     return sorted(found - {stage.name})
 
 
-def _give_back_memory() -> None:
-    """Let the system have what a stage freed: glibc keeps it in every thread's arena, and the next stage would come on top."""
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool, progress: Progress,
                cache: Path | None) -> tuple[str, bool]:
     """Bring one stage up to date; gives its digest, and whether there was work."""
@@ -176,7 +167,7 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str],
         whole()
     else:
         stage.work(context)  # the manifest is the main process's
-    _give_back_memory()
+    give_back_memory()
     return digest, True
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from transllm.files import DiskErrors, write_json
+from transllm.pipeline.memory import PeakMemory
 from transllm.progress import Progress
 from transllm.recipe import movable, resolved
 from transllm.recipe.schema import HARMLESS, Recipe
@@ -176,30 +174,6 @@ def versions() -> dict[str, str]:
     names = ("torch", "transformers", "tokenizers", "peft", "accelerate")
     return {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             **{name: version(name) for name in names}}
-
-
-class PeakMemory:
-    """The largest resident memory of this process inside a ``with``, sampled; the system's own high-water mark cannot be reset."""
-
-    def __init__(self) -> None:
-        self.gib = 0.0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _watch(self) -> None:
-        process = psutil.Process()
-        while True:
-            self.gib = max(self.gib, process.memory_info().rss / 2**30)
-            if self._done.wait(0.2):
-                return
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 def _without_harmless(value: Any) -> Any:

@@ -19,6 +19,7 @@ from transllm.data.split import exclude, held_texts
 from transllm.evaluation.scoring import document_rows, held_out_texts, text_bits_per_byte
 from transllm.files import write_json
 from transllm.model import attach, compute_dtype, default_device, load_to_train, place, shard, sharing_asked
+from transllm.pipeline.memory import give_back_memory
 from transllm.pipeline.mixture import mixture, shuffled
 from transllm.pipeline.own_words import with_own_words
 from transllm.pipeline.pair_rows import pair_rows
@@ -142,6 +143,7 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
     folder = row_folder(context.run, name)
     if stage.tokens:  # before there is a model to train: rows can need another one
         processes.on_main(lambda: None if Rows.are_in(folder) else write_rows(rows(), folder).digest)
+        give_back_memory()
     device, sharing = default_device(), sharing_asked(training)
     dtype = processes.on_main(lambda: compute_dtype(training.precision, device))
     model = load_to_train(context.run / "extend", training=training, device=device, dtype=dtype)
