@@ -169,12 +169,13 @@ class _FromSlots(torch.autograd.Function):
 def _sum_of_slots(slots: Tensor, back: Tensor, copies: _Copies | None) -> Tensor:
     """For each token what its slots hold together, padding left out. (slots, D) -> (T, D)
 
-    In float32: what all documents of a row begin with has as many slots as there are documents.
+    In float32 at least: what all documents of a row begin with has as many slots as there are documents.
     """
     rows = slots.index_select(0, back)
     if copies is not None:
-        summed = rows.index_select(0, copies.places).float().index_add_(0, copies.which, slots.index_select(0, copies.slots).float())
-        rows.index_copy_(0, copies.places, summed.to(rows.dtype))
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        first, others = rows.index_select(0, copies.places).to(wide), slots.index_select(0, copies.slots).to(wide)
+        rows.index_copy_(0, copies.places, first.index_add_(0, copies.which, others).to(rows.dtype))
     return rows
 
 
