@@ -15,7 +15,7 @@ BEST: dict[tuple[str, str], Settings] = {
     ("ours", "finetune"): {"precision": "auto", "micro_tokens": 1024},
     ("trl", "pretrain"): {"precision": "bfloat16", "compile": False, "packing": "wrapped", "attention": "sdpa", "accumulate": 1},
     ("trl", "finetune"): {"precision": "bfloat16", "compile": False, "packing": "bfd", "attention": "sdpa", "accumulate": 1},
-    ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "sdpa", "accumulate": 1},
+    ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "eager", "accumulate": 1},
     ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "neat_packing", "attention": "sdpa",
                                    "accumulate": 1, "template": "smollm2"},
 }
