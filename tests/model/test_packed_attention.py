@@ -130,7 +130,7 @@ def _alike() -> tuple[torch.Tensor, Documents]:
 @pytest.mark.parametrize("kind", ["tied", "padded", "sliding"])
 def test_documents_that_share_a_beginning_get_what_they_get_alone(make_chat_model: Make, kind: str, back_end: str) -> None:
     whole_1T, documents = _alike()
-    own = documents.whole().own
+    own = documents.own_T
     row_1T = whole_1T[:, own]
     assert row_1T.shape[1] == sum(SHARED_LENGTHS) - sum(one.tokens for one in SHARED)
     found = []
@@ -181,12 +181,12 @@ def test_every_token_of_a_shared_row_has_one_real_slot(lengths: list[int], data:
         shared += [Shared(number, of, tokens)] if tokens else []
     documents = Documents(lengths, shared=shared)
     total = sum(lengths) - sum(one.tokens for one in shared)
-    whole = documents.whole()
+    whole = Documents(lengths)
     assert torch.equal(documents.gather[documents.back], torch.arange(total))
-    assert int(documents.real.sum()) == total == len(whole.own)
-    assert torch.equal(whole.places[whole.own], torch.arange(total)), "a document's own tokens stand in the row's order"
-    assert torch.equal(documents.positions_1T, whole.documents.positions_1T[:, whole.own])
+    assert int(documents.real.sum()) == total == len(documents.own_T)
+    assert torch.equal(documents.places_W[documents.own_T], torch.arange(total)), "a document's own tokens stand in the row's order"
+    assert torch.equal(documents.positions_1T, whole.positions_1T[:, documents.own_T])
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
     for one in shared:
-        mine, theirs = (whole.places[starts[number]: starts[number] + one.tokens] for number in (one.document, one.of))
+        mine, theirs = (documents.places_W[starts[number]: starts[number] + one.tokens] for number in (one.document, one.of))
         assert torch.equal(mine, theirs)

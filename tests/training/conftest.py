@@ -38,3 +38,14 @@ def adapt(make_extended: Callable[..., PreTrainedModel], make_training: Callable
         return adapted
 
     return make
+
+
+@pytest.fixture
+def moved(adapt: Callable[..., Adapted]) -> Adapted:
+    """An adapter that is no longer at its start, so that adapter on and off differ."""
+    adapted = adapt()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(5)
+        for parameter in adapted.trainable().values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return adapted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,31 +53,21 @@ def test_a_row_shares_with_the_one_that_begins_most_alike(conversations: list[En
     # The document learns from its first token on.
     assert batch.shared == 2 * SYSTEM + 3 * (SYSTEM + QUESTION - 1)
     assert batch.ids_1T.shape[1] == sum(len(row.ids) for row in conversations) - batch.shared
-    whole = batch.documents.whole()
-    assert batch.ids_1T[0, whole.places].tolist() == [token for row in conversations for token in row.ids]
+    assert batch.ids_1T[0, batch.documents.places_W].tolist() == [token for row in conversations for token in row.ids]
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(0, 40)), min_size=1, max_size=8))
 def test_what_is_shared_is_alike_and_may_be(drawn: list[tuple[list[int], int]]) -> None:
     rows, most = [np.array(ids, dtype=np.int32) for ids, _ in drawn], [min(limit, len(ids) - 1) for ids, limit in drawn]
     seen = set[int]()
-    sharing = {one.document for one in shared_beginnings(rows, most)}
-    for one in shared_beginnings(rows, most):
+    found = shared_beginnings(rows, most)
+    sharing = {one.document for one in found}
+    for one in found:
         assert LEAST <= one.tokens <= most[one.document]
         assert np.array_equal(rows[one.document][: one.tokens], rows[one.of][: one.tokens])
         assert one.of not in sharing or one.of in seen, "what it shares with comes first"
         seen.add(one.document)
     assert len(seen) == len(sharing)
-
-
-@pytest.fixture
-def moved(adapt: Callable[..., Adapted]) -> Iterator[Adapted]:
-    adapted = adapt()
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(5)
-        for parameter in adapted.trainable().values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    yield adapted
 
 
 @pytest.mark.parametrize("by", ["text", "logits", "both"])

@@ -56,17 +56,6 @@ def rows(tiny_spans: SpanTokenizer, marker: int, tmp_path_factory: pytest.TempPa
     return write_rows(made, tmp_path_factory.mktemp("mirror"))
 
 
-@pytest.fixture
-def moved(adapt: Callable[..., Adapted]) -> Adapted:
-    """An adapter that is no longer at its start, so that adapter on and off differ."""
-    adapted = adapt()
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(5)
-        for parameter in adapted.trainable().values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return adapted
-
-
 def test_student_and_original_are_compared_at_the_same_words(rows: Rows, marker: int) -> None:
     (batch,) = batches_of(rows, [[0, 1, 2, 3]], device=CPU, by="logits")
     mirror = batch.mirror

@@ -67,16 +67,11 @@ class _Copies(NamedTuple):
     places: Tensor
 
 
-class Whole(NamedTuple):
-    """All documents in a line with nothing shared: ``places`` of their tokens in the row, and which of them are the row's (``own``)."""
-
-    documents: Documents
-    places: Tensor
-    own: Tensor
-
-
 class Documents:
     """Where the documents of a packed row lie.
+
+    Of all their tokens in a line (W), beginnings repeated, the row holds those of ``own_T``; ``line[own_T]`` is what it holds of any
+    such line, and the token at place w of the line lies at ``places_W[w]`` of the row.
 
     Args:
         lengths: tokens of each document, in the row's order.
@@ -91,7 +86,6 @@ class Documents:
         self.lengths = list(lengths)
         if not lengths or min(lengths) < 1:
             raise ValueError("a packed row holds at least one document, and none is empty")
-        self._device = device
         begins = [0] * len(lengths)  # the first token that is a document's own
         for one in shared:
             if not 0 < one.tokens < lengths[one.document] or lengths[one.of] < one.tokens:
@@ -125,17 +119,13 @@ class Documents:
         is_real[back] = True
         self.real = is_real.to(device)
         self.positions_1T = torch.cat([torch.arange(begin, n) for begin, n in zip(begins, lengths, strict=True)]).unsqueeze(0).to(device)
-        self._whole = torch.cat(places), torch.cat([torch.arange(n) >= begin for begin, n in zip(begins, lengths, strict=True)])
+        is_own = torch.cat([torch.arange(n) >= begin for begin, n in zip(begins, lengths, strict=True)])
+        self.places_W, self.own_T = torch.cat(places).to(device), is_own.nonzero().squeeze(-1).to(device)
         self.copies: _Copies | None = None
         if shared:
             again = torch.cat(copied)
             tokens, which = torch.cat(gather)[again].unique(return_inverse=True)
             self.copies = _Copies(again.to(device), which.to(device), tokens.to(device))
-
-    def whole(self) -> Whole:
-        """The documents one after the other, for who cannot share."""
-        places, is_own = self._whole
-        return Whole(Documents(self.lengths, device=self._device), places.to(self._device), is_own.nonzero().squeeze(-1).to(self._device))
 
 
 class _ToSlots(torch.autograd.Function):

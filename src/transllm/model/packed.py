@@ -37,8 +37,8 @@ def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) 
     decoder = model.get_decoder()
     apart = getattr(model, "documents_apart", False)
     if documents.copies is not None and (apart or model.config._attn_implementation != PACKED):
-        whole = documents.whole()
-        return hidden_states(model, ids_1T[:, whole.places], whole.documents)[:, whole.own]
+        whole = Documents(documents.lengths, device=ids_1T.device)
+        return hidden_states(model, ids_1T[:, documents.places_W], whole)[:, documents.own_T]
     if apart:
         parts = zip(*(tensor.split(documents.lengths, dim=1) for tensor in (ids_1T, documents.positions_1T)), strict=True)
         return torch.cat([decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state for ids, positions in parts], 1)

@@ -172,9 +172,9 @@ class Guards:
         """Write a step's batch, in a form that anything reads: every row whole."""
         bins = []
         for rows, lengths, share in zip(batch.rows, batch.lengths, batch.shares, strict=True):
-            whole = share.batch.documents.whole()
-            labels = torch.full_like(whole.places, IGNORE).index_copy_(0, whole.own, share.batch.labels_T)
-            bins.append({"rows": list(rows), "lengths": list(lengths), "ids": share.batch.ids_1T[0, whole.places].tolist(),
+            documents = share.batch.documents
+            labels = torch.full_like(documents.places_W, IGNORE).index_copy_(0, documents.own_T, share.batch.labels_T)
+            bins.append({"rows": list(rows), "lengths": list(lengths), "ids": share.batch.ids_1T[0, documents.places_W].tolist(),
                          "labels": labels.tolist()})
         write_json(self._folder / name, {"step": batch.step, **facts, "bins": bins})
         return self._folder / name

@@ -63,23 +63,23 @@ class Mirror:
     student_N: Tensor
 
 
-def mirror_of(said: Sequence[tuple[int, ByOriginal]], *, device: torch.device) -> Mirror:
-    """The mirror of a bin, from where each row with words of the original begins in it, and these words. It shares beginnings too."""
+def mirror_of(said: Sequence[tuple[int, ByOriginal]], bin_documents: Documents, *, device: torch.device) -> Mirror:
+    """The mirror of a bin, from where each row with words of the original begins in the line of all its rows, and these words. It shares
+    beginnings too."""
     ids = [np.asarray(words.ids) for _, words in said]
     shared = shared_beginnings(ids, [len(words.ids) - words.words - 1 for _, words in said])
-    begins = {one.document: one.tokens for one in shared}
+    documents = Documents([len(row) for row in ids], shared=shared, device=device)
     places, student, end = [], [], 0
-    for number, (start, words) in enumerate(said):
+    for start, words in said:
         order = np.arange(words.words)
-        end += len(words.ids) - begins.get(number, 0)
+        end += len(words.ids)
         places.append(end - words.words - 1 + order)  # a token is foretold one place before it
         student.append(start + words.at - 1 + order)
-    own = [row[begins.get(number, 0):] for number, row in enumerate(ids)]
     return Mirror(
-        ids_1T=torch.from_numpy(np.concatenate(own)).long().unsqueeze(0).to(device),
-        documents=Documents([len(row) for row in ids], shared=shared, device=device),
-        places_N=torch.from_numpy(np.concatenate(places)).long().to(device),
-        student_N=torch.from_numpy(np.concatenate(student)).long().to(device))
+        ids_1T=torch.from_numpy(np.concatenate(ids)).long().to(device)[documents.own_T].unsqueeze(0),
+        documents=documents,
+        places_N=documents.places_W[torch.from_numpy(np.concatenate(places)).long().to(device)],
+        student_N=bin_documents.places_W[torch.from_numpy(np.concatenate(student)).long().to(device)])
 
 
 @contextlib.contextmanager

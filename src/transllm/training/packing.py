@@ -39,7 +39,6 @@ class Packed:
         labels: how many labels there are.
         n_bytes: bytes of text that the labels stand for.
         learned: places from which something is learned: by a label, from the original, or both.
-        shared: tokens of the rows that are not in ``ids_1T`` again.
         mirror: which places are held against the original model; None: none is.
         soft: the labels in whose place drawn tokens are learned; None: there are none.
     """
@@ -50,9 +49,13 @@ class Packed:
     labels: int
     n_bytes: int
     learned: int
-    shared: int = 0
     mirror: Mirror | None = None
     soft: SoftLabels | None = None
+
+    @property
+    def shared(self) -> int:
+        """Tokens of the rows that are not in ``ids_1T`` again."""
+        return len(self.documents.places_W) - self.ids_1T.shape[1]
 
 
 class Bins(Sequence[list[int]]):
@@ -163,11 +166,8 @@ def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text"
     masks = [np.array(row.trained, dtype=np.bool_) for row in rows]
     # A token is foretold one place before it. Who learns nothing is there to be read to its end.
     shared = shared_beginnings(ids, [int(mask[1:].argmax()) if mask[1:].any() else len(mask) - 1 for mask in masks])
-    begins = np.zeros(len(rows), dtype=np.int64)
-    for one in shared:
-        begins[one.document] = one.tokens
-    lengths = [len(row) for row in ids]
-    starts = np.cumsum([0, *(lengths - begins)[:-1]]) - begins  # where the row's first token would stand: places of its own follow from it
+    documents = Documents([len(row) for row in ids], shared=shared, device=device)
+    starts = np.cumsum([0, *map(len, ids)])
     learned = sum(int(mask[1:].sum()) for mask in masks)
     n_bytes = sum(row.n_bytes for row in rows)
     said = [(place, row.by_original) for place, row in enumerate(rows) if by != "text" and row.by_original is not None]
@@ -175,31 +175,29 @@ def packed(rows: Sequence[EncodedRow], *, device: torch.device, by: str = "text"
         if by == "logits" or place in unlabelled:
             masks[place][words.at: words.at + words.words] = False
             n_bytes -= words.n_bytes
-    own = [row[begin:] for row, begin in zip(ids, begins, strict=True)]
-    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE)[begin:] for row, mask, begin in zip(ids, masks, begins, strict=True)]
-    labels_T = torch.from_numpy(np.concatenate(labels)).long()
+    labels = [np.append(np.where(mask[1:], row[1:], IGNORE), IGNORE) for row, mask in zip(ids, masks, strict=True)]
+    labels_W = torch.from_numpy(np.concatenate(labels)).long()
     return Packed(
-        ids_1T=torch.from_numpy(np.concatenate(own)).long().unsqueeze(0).to(device),
-        labels_T=labels_T.to(device),
-        documents=Documents(lengths, shared=shared, device=device),
-        labels=int((labels_T != IGNORE).sum()),
+        ids_1T=torch.from_numpy(np.concatenate(ids)).long().to(device)[documents.own_T].unsqueeze(0),
+        labels_T=labels_W.to(device)[documents.own_T],
+        documents=documents,
+        labels=int((labels_W != IGNORE).sum()),
         n_bytes=n_bytes,
         learned=learned,
-        shared=int(begins.sum()),
-        soft=_soft([(int(starts[place]), row.drawn) for place, row in enumerate(rows) if row.drawn is not None], len(labels_T), device),
-        mirror=mirror_of([(int(starts[place]), words) for place, words in said], device=device) if said else None,
+        soft=_soft([(int(starts[place]), row.drawn) for place, row in enumerate(rows) if row.drawn is not None], documents, device),
+        mirror=mirror_of([(int(starts[place]), words) for place, words in said], documents, device=device) if said else None,
     )
 
 
-def _soft(drawn: Sequence[tuple[int, Drawn]], length: int, device: torch.device) -> SoftLabels | None:
-    """Where each row begins, with its drawn tokens, as places of the bin: a token is foretold one place before it."""
+def _soft(drawn: Sequence[tuple[int, Drawn]], documents: Documents, device: torch.device) -> SoftLabels | None:
+    """Where each row begins in the line of all, with its drawn tokens, as places of the bin: a token is foretold one place before it."""
     if not drawn:
         return None
-    which_T = np.full(length, -1, dtype=np.int64)
+    which_W = np.full(len(documents.places_W), -1, dtype=np.int64)
     count = 0
     for start, one in drawn:
         first = start + one.at - 1
-        which_T[first: first + len(one.tokens)] = np.arange(count, count + len(one.tokens))
+        which_W[first: first + len(one.tokens)] = np.arange(count, count + len(one.tokens))
         count += len(one.tokens)
     tokens = np.concatenate([one.tokens for _, one in drawn])
-    return SoftLabels(torch.from_numpy(which_T).to(device), torch.from_numpy(tokens).long().to(device))
+    return SoftLabels(torch.from_numpy(which_W).to(device)[documents.own_T], torch.from_numpy(tokens).long().to(device))
