@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -121,14 +122,23 @@ def test_what_a_failing_verb_says(recipe: Path, monkeypatch: pytest.MonkeyPatch,
     assert result.exit_code == code and expected in result.output.replace("\n", " ") and "Traceback" not in result.output
 
 
-def test_a_bug_shows_its_traceback_and_asks_for_a_report(recipe: Path) -> None:
-    code = (f"import sys; sys.argv[1:] = ['run', {str(recipe)!r}]\n"
+def _with_a_broken_check(recipe: Path, statement: str) -> subprocess.CompletedProcess[str]:
+    code = (f"import os, sys; sys.argv[1:] = ['run', {str(recipe)!r}]\n"
             "from transllm.cli import main, run\n"
-            "def broken(*arguments): raise ZeroDivisionError('oh')\n"
+            f"def broken(*arguments): {statement}\n"
             "run.refuse_problems = broken\n"
             "main()")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", timeout=120, check=False)
+
+
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(recipe: Path) -> None:
+    done = _with_a_broken_check(recipe, "raise ZeroDivisionError('oh')")
     assert done.returncode == 1 and "ZeroDivisionError: oh" in done.stderr and "This is a bug in transllm. Please report it" in done.stderr
+
+
+def test_a_crash_of_compiled_code_says_where(recipe: Path) -> None:
+    done = _with_a_broken_check(recipe, "os.abort()")
+    assert done.returncode == -signal.SIGABRT and "Fatal Python error: Aborted" in done.stderr and "in broken" in done.stderr
 
 
 def test_errors_of_run_folders_are_messages_too(recipe: Path) -> None:

@@ -160,7 +160,10 @@ class Command:
 
     def wait(self) -> Done:
         code = self._cli.ask({"wait": self.pid})
-        return Done(code, *((self._folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")))
+        return Done(code, *self._said())
+
+    def _said(self) -> list[str]:
+        return [(self._folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
 
     def ended(self) -> bool:
         """Whether it has ended (and is still to be waited for)."""
@@ -171,6 +174,7 @@ class Command:
         deadline = time.monotonic() + seconds
         while not condition():
             if self.ended():
+                print("It ended before. It said:", *self._said(), sep="\n")  # pytest shows this where that is a failure
                 return False
             assert time.monotonic() < deadline, "the condition never came"
             time.sleep(0.001)

@@ -1,7 +1,7 @@
 """The application: its verbs, and what happens when one of them fails.
 
 What the user can mend is one message on the standard error, without a traceback, and an exit code that is not 0. Anything
-else is a bug of ours: the traceback is shown, with a word on what to do with it.
+else is a bug of ours: the traceback is shown, with a word on what to do with it. Where compiled code crashes, all threads' are shown.
 
 Exit codes: 0 done; 1 an error; 2 a recipe or a command line that is wrong; 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM, as a scheduler
 sends it before it takes the machine away: what is finished is saved, and the same command goes on.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import signal
 import sys
 from collections.abc import Iterator
@@ -128,4 +129,6 @@ def main() -> None:
     # Hook and handler are set by the program, not by an import: whoever imports the library keeps their own.
     sys.excepthook = _bug
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stderr is not None:
+        faulthandler.enable()  # a crash in compiled code (a kernel, the heap) has no traceback otherwise, and cannot be reported
     typer.main.get_command(app)(prog_name="transllm")
