@@ -6,9 +6,11 @@ import threading
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from transllm.lanes import lanes, lanes_for
+from transllm.model.lora import use_our_layer
 
 
 def test_results_are_in_order_and_calls_side_by_side() -> None:
@@ -45,5 +47,8 @@ def test_cores_are_shared_out() -> None:
         assert lanes_for(nn.Linear(2, 2), bins=9) == 4
         assert lanes_for(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), bins=9) == 1
         assert lanes_for(nn.Linear(2, 2, device="meta"), bins=9) == 1
+        layers = get_peft_model(nn.Sequential(nn.Linear(2, 2)), use_our_layer(  # type: ignore[arg-type]
+            LoraConfig(r=1, lora_dropout=0.1, target_modules=["0"])))
+        assert lanes_for(layers, bins=9) == 4, "our layers draw for each bin by itself"
     finally:
         torch.set_num_threads(before)

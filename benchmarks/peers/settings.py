@@ -13,11 +13,11 @@ PEERS = ("trl", "llamafactory")
 BEST: dict[tuple[str, str], Settings] = {
     ("ours", "pretrain"): {"precision": "auto", "micro_tokens": 1024},
     ("ours", "finetune"): {"precision": "auto", "micro_tokens": 1024},
-    ("trl", "pretrain"): {"precision": "bfloat16", "compile": False, "packing": "wrapped", "attention": "sdpa", "accumulate": 1},
-    ("trl", "finetune"): {"precision": "bfloat16", "compile": False, "packing": "bfd", "attention": "sdpa", "accumulate": 1},
+    ("trl", "pretrain"): {"precision": "autocast", "compile": False, "packing": "wrapped", "attention": "eager", "accumulate": 1},
+    ("trl", "finetune"): {"precision": "autocast", "compile": False, "packing": "grouped", "attention": "eager", "accumulate": 4},
     ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "eager", "accumulate": 1},
-    ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "neat_packing", "attention": "sdpa",
-                                   "accumulate": 1, "template": "smollm2"},
+    ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "grouped", "attention": "eager",
+                                   "accumulate": 4, "template": "smollm2"},
 }
 
 AXES: dict[tuple[str, str], dict[str, list[Any]]] = {

@@ -54,8 +54,10 @@ def test_original_is_the_original_bit_for_bit_after_training(make_chat_model: Ma
     original, size = make_chat_model(kind, dtype=dtype), tiny_spans.original_size
     adapted = adapt(kind, dtype=dtype)
     ids = _ids(size)
+    trains = adapted.trainable().keys()
     with adapted.original():
         untouched = _logits(adapted.base, ids)
+        assert adapted.trainable().keys() == trains, "a checkpoint that is asked for now is whole"
     _train(adapted)
     trained = _logits(adapted.base, ids)
     with adapted.original():

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from transllm.errors import ModelError
 from transllm.model import APART, PACKED, Documents, choose_attention, hidden_states
@@ -30,6 +32,26 @@ def test_each_back_end_can_be_asked_for(make_chat_model: Make, wanted: str) -> N
     model = make_chat_model("tied")
     expected = _alone(model)
     assert choose_attention(model, wanted) == model.config._attn_implementation == (PACKED if wanted == "packed" else wanted)  # type: ignore[arg-type]
+    torch.testing.assert_close(hidden_states(model, _ids(), Documents(LENGTHS)), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_flash_attention_is_told_where_documents_lie(make_chat_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package runs on CUDA only; here a stand-in computes what it is asked for."""
+
+    def flash(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, *, scaling: float,
+              cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, max_length_q: int, max_length_k: int,
+              **_: object) -> tuple[torch.Tensor, None]:
+        assert mask is None and cu_seq_lens_q.dtype == torch.int32 and torch.equal(cu_seq_lens_q, cu_seq_lens_k)
+        assert max_length_q == max_length_k == max(LENGTHS)
+        parts = zip(*(states.split(cu_seq_lens_q.diff().tolist(), dim=2) for states in (query, key, value)), strict=True)
+        return torch.cat([nn.functional.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True)
+                          for part in parts], dim=2).transpose(1, 2), None
+
+    model = make_chat_model("tied")
+    expected = _alone(model)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
     torch.testing.assert_close(hidden_states(model, _ids(), Documents(LENGTHS)), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -54,6 +54,19 @@ def test_it_stays_where_it_is_faster(adapt: Adapt, monkeypatch: pytest.MonkeyPat
     module._undo(adapted.base, list(adapted.base.get_decoder().layers))  # the attention is everybody's
 
 
+def test_a_training_goes_on_as_it_began(adapt: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = adapt("tied")
+    adapted.quicken()
+    steps = [lambda: _gradients(adapted, [9, 5])]
+    _timed(monkeypatch)  # nothing may be measured
+    layers = list(adapted.base.get_decoder().layers)
+    for before in (False, True):
+        found = module.compile_if_faster(adapted.base, steps, before=before, backend=lambda graph, _: graph)  # type: ignore[arg-type]
+        assert found == {"compiled": before}
+        assert [layer._compiled_call_impl is not None for layer in layers] == [before] * len(layers)
+    module._undo(adapted.base, layers)
+
+
 def test_a_compiler_that_fails_is_told_and_training_goes_on(adapt: Adapt) -> None:
     adapted = adapt("tied")
     adapted.quicken()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -77,15 +78,40 @@ def test_bfloat16_keeps_float32_gradients(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(left.detach().float(), right.detach().float(), rtol=0.05, atol=0.05 * float(right.detach().abs().max()))
 
 
-def test_dropout_takes_pefts_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_pefts(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _counted(monkeypatch)
-    layer = _layer(dropout=0.5).train()
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
-    for left, right in zip(*_both(layer, x), strict=True):
-        assert torch.equal(left, right)
-    assert calls == []
-    assert not torch.equal(layer(x), layer.eval()(x)), "dropout is at work"
-    assert calls == [1], "in evaluation there is no dropout, and the short way is right again"
+    layer = _layer(dropout=0.25).train()
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    for left, right in zip(*_both(layer, x), strict=True):  # both draw the same numbers from torch's generator
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    assert calls == [1]
+    assert not torch.equal(layer(x), layer(x)) and torch.equal(layer.eval()(x), layer(x))
+
+
+def test_what_is_dropped_is_the_bins_and_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread computes a bin, and whatever was drawn before."""
+    layer, x = _layer(dropout=0.25).train(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+
+    def output(seed: int) -> Tensor:
+        torch.rand(int(torch.randint(9, ())))
+        with lora.drops(seed):
+            return layer(x).detach()
+
+    with ThreadPoolExecutor(3) as pool:
+        first, other, again = pool.map(output, [5, 6, 5])
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    layer.number = 1
+    assert not torch.equal(output(5), first)
+
+
+def test_small_kernels_are_the_same_in_the_inputs_precision() -> None:
+    layer = _layer(bias=True, dtype=torch.bfloat16)
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = layer(x)
+    layer.short_way = False
+    found = layer(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.detach().abs().max()))
 
 
 def test_off_and_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,19 +143,21 @@ class _Siblings(nn.Module):
         return y
 
 
-def _family(*, bias: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _family(*, bias: bool, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(1)
     model = get_peft_model(_Siblings(bias=bias).to(dtype).requires_grad_(False), use_our_layer(  # type: ignore[arg-type]
-        LoraConfig(r=3, lora_alpha=6, target_modules=["q", "k", "v", "o"])))
+        LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout, target_modules=["q", "k", "v", "o"])))
+    lora.number_layers(model)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)
     return model
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("bias", [False, True])
-def test_siblings_together_are_siblings_alone(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
-    alone, together = _family(bias=bias), _family(bias=bias)
+def test_siblings_together_are_siblings_alone(monkeypatch: pytest.MonkeyPatch, bias: bool, dropout: float) -> None:
+    alone, together = _family(bias=bias, dropout=dropout), _family(bias=bias, dropout=dropout)
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         assert lora.join_siblings(together, lambda: together(x)) == 1
@@ -137,7 +165,8 @@ def test_siblings_together_are_siblings_alone(monkeypatch: pytest.MonkeyPatch, b
     results = []
     for model in (alone, together):
         inputs = x.clone().requires_grad_()
-        output = model(inputs)
+        with lora.drops(3):
+            output = model(inputs)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         results.append([output, *torch.autograd.grad(output.square().sum(), [inputs, *trained])])
     assert len(calls) == 4 + 2, "three layers are one product"

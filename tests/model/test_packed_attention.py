@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
-from transllm.model import PACKED, Documents, enable_packed, hidden_states
-from transllm.model.attention import Shared, _Attention, _fused_attention, _Heads, packed_attention
+from transllm.model import PACKED, Documents, attention, enable_packed, hidden_states
+from transllm.model.attention import Shared, _Attention, _causal_mask, _fused_attention, _Heads, packed_attention
 
 Make = Callable[..., PreTrainedModel]
 LENGTHS = [13, 1, 40, 7, 40, 3]  # several groups: 1 to 32 slots, then more than twice as long
@@ -164,6 +164,17 @@ def test_torchs_kernel_shares_beginnings_too(window: int | None) -> None:
         found.append([output.detach(), *(part.grad for part in rows)])
     for ours, torchs in zip(*found, strict=True):
         torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize(("window", "masks"), [(60, 0), (59, 1)])
+def test_a_window_that_hides_nothing_costs_no_mask(monkeypatch: pytest.MonkeyPatch, window: int, masks: int) -> None:
+    """With one, torch has no fast kernel on CUDA."""
+    made: list[int] = []
+    monkeypatch.setattr(attention, "_causal_mask", lambda *args: (made.append(1), _causal_mask(*args))[1])
+    module = torch.nn.Module().train()  # with dropout torch's kernel is taken on a processor too
+    query, key, value = torch.randn(3, 1, 2, 60, 8).unbind()
+    packed_attention(module, query, key, value, None, dropout=0.1, documents=Documents([60]), sliding_window=window)
+    assert len(made) == masks
 
 
 def test_what_cannot_be_shared_is_an_error() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import PreTrainedConfig
 
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.training import loss, summed_cross_entropy, summed_kl
@@ -64,7 +64,7 @@ def test_values_and_gradients_in_float64(monkeypatch: pytest.MonkeyPatch, kind: 
     monkeypatch.setattr(loss, "_CHUNK", chunk)
     monkeypatch.setattr(loss, "_CACHED_ROWS", 3)
     student, teacher, places, head, teacher_head = _case(train_old=train_old)
-    finish = final_logits(SimpleNamespace(**settings))
+    finish = final_logits(PreTrainedConfig(**settings))
     leaves = [student.clone().requires_grad_(), head.rows.old.detach().clone().requires_grad_(),
               head.rows.new.detach().clone().requires_grad_()]
     logits = finish(leaves[0] @ torch.cat(leaves[1:]).T)[places]

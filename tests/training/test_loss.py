@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CohereConfig, GraniteConfig, PreTrainedModel
+from transformers import CohereConfig, Gemma3Config, Gemma3TextConfig, GraniteConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from transllm.model.rows import SplitEmbedding, SplitHead
@@ -49,7 +48,7 @@ def _plain(hidden: Tensor, labels: Tensor, head: SplitHead, finish: Finish, dtyp
 def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, train_old: bool, settings: dict[str, float], dtype: torch.dtype) -> None:
     monkeypatch.setattr(loss, "_CHUNK", 7)  # several chunks, and a last one that is not full
     hidden, labels, head = _case(train_old=train_old)
-    finish = final_logits(SimpleNamespace(**settings))
+    finish = final_logits(PreTrainedConfig(**settings))
     expected, gradients = _plain(hidden, labels, head, finish, dtype)
     ours = hidden.clone().requires_grad_()
     total = summed_cross_entropy(ours, labels, head=head, finish=finish)
@@ -68,7 +67,7 @@ def test_chunk_borders_in_float64(monkeypatch: pytest.MonkeyPatch, count: int) -
     monkeypatch.setattr(loss, "_CHUNK", 7)
     hidden, labels, head = _case(train_old=True)
     labels[(labels != IGNORE).nonzero()[count:]] = IGNORE
-    finish = final_logits(SimpleNamespace(final_logit_softcapping=2.0))
+    finish = final_logits(PreTrainedConfig(final_logit_softcapping=2.0))
     for rows in (head.rows.old, head.rows.new):
         rows.data = rows.data.double()
     expected, gradients = _plain(hidden, labels, head, finish, torch.float64)
@@ -83,13 +82,13 @@ def test_chunk_borders_in_float64(monkeypatch: pytest.MonkeyPatch, count: int) -
 def test_ignored_places_have_no_gradient_and_no_loss() -> None:
     hidden, labels, head = _case()
     ours = hidden.clone().requires_grad_()
-    total = summed_cross_entropy(ours, labels, head=head, finish=final_logits(SimpleNamespace()))
+    total = summed_cross_entropy(ours, labels, head=head, finish=final_logits(PreTrainedConfig()))
     total.backward()
     ignored = labels == IGNORE
     assert ignored.any() and ours.grad is not None
     assert (ours.grad[ignored] == 0).all() and (ours.grad[~ignored] != 0).any(dim=1).all()
     hidden[ignored] = 100.0
-    torch.testing.assert_close(total.detach(), summed_cross_entropy(hidden, labels, head=head, finish=final_logits(SimpleNamespace())))
+    torch.testing.assert_close(total.detach(), summed_cross_entropy(hidden, labels, head=head, finish=final_logits(PreTrainedConfig())))
 
 
 def test_heavy_labels_count_more_in_the_gradient_and_once_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +143,7 @@ def test_drawn_tokens_pull_each_by_its_share(monkeypatch: pytest.MonkeyPatch, dt
 def test_nothing_to_learn_is_zero() -> None:
     hidden, labels, head = _case()
     ours = hidden.requires_grad_()
-    total = summed_cross_entropy(ours, torch.full_like(labels, IGNORE), head=head, finish=final_logits(SimpleNamespace()))
+    total = summed_cross_entropy(ours, torch.full_like(labels, IGNORE), head=head, finish=final_logits(PreTrainedConfig()))
     total.backward()
     assert total == 0 and ours.grad is not None and not ours.grad.any()
 
@@ -190,3 +189,8 @@ def test_final_logits_are_the_familys(make_chat_model: Callable[..., PreTrainedM
         raw = model.get_output_embeddings()(hidden)
         torch.testing.assert_close(final_logits(model.config)(raw), model(input_ids=ids).logits)
         assert torch.equal(raw, final_logits(model.config)(raw)) is (kind == "tied")
+
+
+def test_a_model_of_texts_and_images_says_it_one_level_down() -> None:
+    finish = final_logits(Gemma3Config(text_config=Gemma3TextConfig(final_logit_softcapping=2.0)))
+    assert float(finish(torch.tensor(1e6))) == 2.0

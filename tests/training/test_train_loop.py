@@ -374,13 +374,14 @@ def test_the_mode_after_held_out_is_training_again(adapt: Callable[..., Adapted]
     _assert_same(adapted, straight)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_lanes_are_one_big_batch_and_the_same_each_time(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
-                                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+                                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     trained = {}
     for name, width in (("one", 1), ("two", 2), ("two again", 2)):
         monkeypatch.setattr(loop, "lanes_for", lambda *_, width=width, **__: width)
-        trained[name] = adapt()
-        _train(trained[name], rows, tmp_path / name, make_training())
+        trained[name] = adapt(dropout=dropout)
+        _train(trained[name], rows, tmp_path / name, make_training(dropout=dropout))
     _assert_same(trained["two"], trained["two again"])
     for name, parameter in trained["one"].trainable().items():
         torch.testing.assert_close(trained["two"].trainable()[name], parameter, rtol=1e-3, atol=1e-5)

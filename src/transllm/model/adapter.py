@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ from transllm import processes
 from transllm.errors import ModelError
 from transllm.model.attention import PACKED, Documents
 from transllm.model.load import place, weight_of
-from transllm.model.lora import join_siblings, use_our_layer
+from transllm.model.lora import join_siblings, number_layers, use_our_layer
 from transllm.model.masters import keep_masters, plain_name
 from transllm.model.norm import use_our_norm
 from transllm.model.packed import choose_attention, hidden_states, probe
@@ -138,14 +139,20 @@ class Adapted:
             raise ModelError("All weights of this model train, so the original chat model is not inside it. Load the original by itself, "
                              "or set training.train to 'lora'.")
         embeddings = {self.head.rows, cast(SplitEmbedding, self.base.get_input_embeddings())}
-        with self.peft.disable_adapter() if isinstance(self.peft, PeftModel) else contextlib.nullcontext():
+        # Not peft's disable_adapter(): it makes a report of all layers each time, and takes their wish for gradients away meanwhile, which a
+        # checkpoint that a signal asks for then would read.
+        layers = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
+        try:
+            for layer in layers:
+                layer._disable_adapters = True
             for rows in embeddings:
                 rows.original_only = True
-            try:
-                yield
-            finally:
-                for rows in embeddings:
-                    rows.original_only = False
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+            for rows in embeddings:
+                rows.original_only = False
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[PreTrainedModel]:
@@ -253,6 +260,7 @@ def attach(model: PreTrainedModel, *, original_size: int, size: int, training: T
     if training.train == "lora":
         with quiet():
             peft = cast(PeftModel, get_peft_model(model, use_our_layer(_peft_config(training.lora))))
+        number_layers(peft)
     for rows in {embedding, head.rows}:
         rows.new.requires_grad_(True)
         rows.old.requires_grad_(train_old)

@@ -12,6 +12,7 @@ Shapes: T tokens, H heads, K key-value heads, d head size; a group has n documen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -128,6 +129,13 @@ class Documents:
             self.copies = _Copies(again.to(device), which.to(device), tokens.to(device))
 
 
+    @functools.cached_property
+    def borders(self) -> Tensor:
+        """Where documents begin and the last ends, of a row without shared beginnings. (documents + 1,), int32"""
+        ends = torch.tensor([0, *self.lengths]).cumsum(0)
+        return ends.to(self.places_W.device, torch.int32)
+
+
 class _ToSlots(torch.autograd.Function):
     """Tokens into their slots. The backward is a gather too, since each token has one real slot, and a few have copies."""
 
@@ -198,6 +206,8 @@ def packed_attention(
     if documents is None or unsupported or query.shape[0] != 1:
         raise ModelError(f"Packed attention cannot serve this model ({', '.join(unsupported) or 'no documents given'}).")
     scale = scaling if scaling is not None else query.shape[-1]**-0.5
+    if sliding_window is not None and sliding_window >= max(documents.lengths):
+        sliding_window = None  # it hides nothing, and a mask takes torch's fast kernels away
     rows = [states[0].transpose(0, 1).reshape(query.shape[2], -1) for states in (query, key, value)]
     shape = _Heads(query.shape[1], key.shape[1], query.shape[-1])
     dropout = dropout if module.training else 0.0
@@ -213,9 +223,11 @@ def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads
     """torch's kernel, group by group: on accelerators it is fast both ways and holds no (L, L) matrix. (T, H d) -> (T, H d)"""
     slots: list[Tensor] = [_ToSlots.apply(part, documents.gather, documents.back, *(documents.copies or ()))  # type: ignore[no-untyped-call]
                            for part in rows]
+    sizes = [group.members * group.length for group in documents.groups]
     outputs = []
-    for start, count, length in documents.groups:
-        q, k, v = (part[start: start + count * length].view(count, length, -1, shape.size).transpose(1, 2) for part in slots)
+    # Split, not sliced: the gradients of all groups are then joined once, not added up as wide as all slots for each.
+    for (_, count, length), *states in zip(documents.groups, *(part.split(sizes) for part in slots), strict=True):
+        q, k, v = (state.view(count, length, -1, shape.size).transpose(1, 2) for state in states)
         mask = None if window is None else _causal_mask(length, length, window, q.dtype, q.device)
         context = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=shape.query != shape.key)

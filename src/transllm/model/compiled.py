@@ -6,6 +6,7 @@ One graph serves all layers and all lengths of rows: layers differ in their weig
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from transllm import processes
 from transllm.model.attention import PACKED, packed_attention
 from transllm.model.lora import LoraLinear
 
@@ -21,12 +23,14 @@ _FASTER = 0.95
 """Compiled layers stay if they take at most so much of the time: less is noise, and compilation itself takes a minute."""
 
 
-def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], object]], *, backend: str = "inductor") -> dict[str, Any]:
-    """Compile the repeated layers and keep that if it pays.
+def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], object]], *, before: bool | None = None,
+                      backend: str = "inductor") -> dict[str, Any]:
+    """Compile the repeated layers and keep that if it pays, for all processes together.
 
     Args:
         model: the decoder inside an adapter.
         steps: forward and backward of some micro batches of unlike lengths; they must leave no trace.
+        before: what was found when this training began: it goes on in the same way, whatever would be measured now.
         backend: torch.compile's.
 
     Returns:
@@ -35,18 +39,23 @@ def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], objec
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    layers = _repeated(model)
-    plain = _seconds(steps)
+    if before is False:
+        return {"compiled": False}
+    layers, problem = _repeated(model), ""
+    plain = _seconds(steps) if before is None else math.inf
     _compile(model, layers, backend)
     try:
         _run(steps)  # compiles
-        compiled = _seconds(steps)
+        compiled = _seconds(steps) if before is None else 0.0
     except (TorchDynamoException, InductorError, RuntimeError) as error:
+        compiled, problem = math.inf, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    plain, compiled = processes.summed(plain, compiled)
+    kept = compiled <= _FASTER * plain and compiled < math.inf
+    if not kept:
         _undo(model, layers)
-        return {"compiled": False, "compile_error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
-    if compiled > _FASTER * plain:
-        _undo(model, layers)
-    return {"compiled": compiled <= _FASTER * plain, "compiled_seconds": round(compiled, 4), "plain_seconds": round(plain, 4)}
+    if problem:
+        return {"compiled": False, "compile_error": problem}
+    return {"compiled": kept} | ({"compiled_seconds": round(compiled, 4), "plain_seconds": round(plain, 4)} if before is None else {})
 
 
 def _repeated(model: PreTrainedModel) -> list[nn.Module]:

@@ -6,13 +6,17 @@ Layers that read the same input (query, key and value; gate and up) share their 
 gives fewer and larger products, and one gradient of the input instead of a sum. Weights of the adapter stay float32 and are cast for each
 product, so an update smaller than bfloat16's step is not lost.
 
+Dropout is peft's: of each adapter's input some numbers are left out at random, for each layer others. On a processor which ones is a
+function of the bin's seed (``drops``) and the layer, so bins can be computed side by side and in any order.
+
 Shapes: n tokens, i inputs, o outputs (of all siblings), r rank (of all siblings).
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,53 +24,91 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
+_PRIME = 1_000_003  # layers of a bin, and bins of neighbouring seeds, draw unlike numbers
+_BIN = threading.local()
+
+
+@contextlib.contextmanager
+def drops(seed: int) -> Iterator[None]:
+    """Inside, in this thread, layers on a processor drop out what this seed says. Elsewhere they draw from torch's generator, as on an
+    accelerator, which computes one bin at a time and whose backward pass is another thread.
+    """
+    _BIN.seed = seed
+    try:
+        yield
+    finally:
+        del _BIN.seed
+
 
 class LoraLinear(PeftLoraLinear):
-    """peft's LoRA layer; the plain case (one adapter, on, not merged, no dropout, no DoRA) takes the short way."""
+    """peft's LoRA layer; the plain case (one adapter, on, not merged, no DoRA) takes the short way."""
 
     family: _Family | None = None
+    number = 0
+    """Among the layers of a model; see ``drops``."""
     short_way = True
     """Off where layers are compiled: the compiler joins the small kernels itself."""
 
     def plain(self) -> bool:
-        """Whether the layer now computes ``W x + b + s B (A x)`` and no more."""
+        """Whether the layer now computes ``W x + b + s B (A x)``, of ``x`` or what dropout leaves of it, and no more."""
         name = str(self.active_adapters[0]) if len(self.active_adapters) == 1 else ""
-        return (
-            self.short_way and name in self.lora_A and name not in self.lora_variant and not self.disable_adapters and not self.merged
-            and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
-        )
+        return name in self.lora_A and name not in self.lora_variant and not self.disable_adapters and not self.merged
+
+    @property
+    def left_out(self) -> float:
+        """The share of its input that the adapter does not see now."""
+        dropout = self.lora_dropout[str(self.active_adapters[0])]
+        return dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., i) -> (..., o)."""
         if kwargs or not self.plain():
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
-        return (self.family or _Family([self])).output(self, x)
+        return (self.family or _Family([self])).output(self, x) if self.short_way else self._in_small_kernels(x)
+
+    def _in_small_kernels(self, x: Tensor) -> Tensor:
+        """As peft, but in the precision of ``x``: peft casts it to the adapter's float32, which costs a product several times as much."""
+        name = str(self.active_adapters[0])
+        a_ri, b_or = (cast(Tensor, part[name].weight).to(x.dtype) for part in (self.lora_A, self.lora_B))
+        base: Tensor = self.base_layer(x)
+        inner = nn.functional.linear(self.lora_dropout[name](x), a_ri)
+        return base + nn.functional.linear(inner, b_or) * float(self.scaling[name])
+
+    def seen(self, x_ni: Tensor) -> Tensor:
+        """Which numbers of its input the adapter sees, drawn anew. (n, i)"""
+        seed = getattr(_BIN, "seed", None) if x_ni.device.type == "cpu" else None
+        generator = None if seed is None else torch.Generator().manual_seed((seed + self.number * _PRIME) % 2**63)
+        return torch.empty_like(x_ni, dtype=torch.bool).bernoulli_(1 - self.left_out, generator=generator)
 
 
 class _LoraProduct(torch.autograd.Function):
     """``x W' + b + s (x A') B'`` for a frozen W and b, as one tensor a sibling.
 
     W and A of all siblings are one product; each B takes part in its own columns alone. ``weights`` are the siblings' A and B in
-    float32, for autograd to see; the products take their copies in ``stacked``.
+    float32, for autograd to see; the products take their copies in ``stacked``. With dropout there is one of ``seen`` a sibling, so each
+    A has an input of its own.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stacked: _Stacked, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, stacked: _Stacked, seen: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
         x_ni = x.reshape(-1, x.shape[-1])
-        inner_nr = x_ni @ stacked.a_ri.T
+        if seen:
+            inner_nr = torch.cat([(x_ni * one) @ a_ri.T for one, a_ri in zip(seen, stacked.a_ri.split(stacked.ranks), strict=True)], dim=1)
+        else:
+            inner_nr = x_ni @ stacked.a_ri.T
         weight_io = stacked.frozen.weight_oi.T
         result_no = x_ni @ weight_io if stacked.frozen.bias_o is None else torch.addmm(stacked.frozen.bias_o, x_ni, weight_io)
         results = result_no.split(stacked.outputs, dim=1)
         for result, inner, b_or in zip(results, inner_nr.split(stacked.ranks, dim=1), stacked.b_or, strict=True):
             result.addmm_(inner, b_or.T)
-        ctx.save_for_backward(x_ni, inner_nr)
+        ctx.save_for_backward(x_ni, inner_nr, *seen)
         ctx.stacked, ctx.shape = stacked, x.shape
         return tuple(result.view(*x.shape[:-1], -1) for result in results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_ni, inner_nr = ctx.saved_tensors
+        x_ni, inner_nr, *seen = ctx.saved_tensors
         stacked: _Stacked = ctx.stacked
         parts = [gradient.reshape(len(x_ni), -1) for gradient in gradients]
         inner_gradient_nr = torch.empty_like(inner_nr)
@@ -75,11 +117,20 @@ class _LoraProduct(torch.autograd.Function):
         x_gradient = None
         if ctx.needs_input_grad[0]:
             gradient_no = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            x_gradient = (gradient_no @ stacked.frozen.weight_oi).addmm_(inner_gradient_nr, stacked.a_ri).view(ctx.shape)
-        a_gradients = (inner_gradient_nr.T @ x_ni).float().split(stacked.ranks)
+            x_gradient = gradient_no @ stacked.frozen.weight_oi
+            if not seen:
+                x_gradient.addmm_(inner_gradient_nr, stacked.a_ri)
+        if seen:
+            a_gradients, inner_parts = [], inner_gradient_nr.split(stacked.ranks, dim=1)
+            for one, a_ri, inner in zip(seen, stacked.a_ri.split(stacked.ranks), inner_parts, strict=True):
+                a_gradients.append((inner.T @ (x_ni * one)).float())
+                if x_gradient is not None:
+                    x_gradient += (inner @ a_ri).mul_(one)
+        else:
+            a_gradients = [*(inner_gradient_nr.T @ x_ni).float().split(stacked.ranks)]
         b_gradients = [(part.T @ inner).float().mul_(scale) for part, inner, scale in
                        zip(parts, inner_nr.split(stacked.ranks, dim=1), stacked.scales, strict=True)]
-        return x_gradient, None, *a_gradients, *b_gradients
+        return None if x_gradient is None else x_gradient.view(ctx.shape), None, None, *a_gradients, *b_gradients
 
 
 class _Frozen(NamedTuple):
@@ -99,7 +150,7 @@ class _Stacked:
         self.frozen = frozen
         self.trained = (*a, *b)
         self.ranks, self.outputs = [len(weight) for weight in a], [len(weight) for weight in b]
-        self.scales = [member.scaling[name] for member, name in zip(members, names, strict=True)]
+        self.scales = [member.scaling[name] / (1 - member.left_out) for member, name in zip(members, names, strict=True)]
         with torch.no_grad():
             dtype = frozen.weight_oi.dtype
             self.a_ri = torch.cat(list(a)).to(dtype)
@@ -124,7 +175,8 @@ class _Family:
         held: tuple[Tensor, dict[LoraLinear, Tensor]] | None = getattr(self._waiting, "held", None)
         if held is None or held[0] is not x or member not in held[1]:
             stacked = _Stacked(self._members, self._frozen)
-            outputs = _LoraProduct.apply(x, stacked, *stacked.trained)  # type: ignore[no-untyped-call]  # torch's own
+            seen = [one.seen(x.reshape(-1, x.shape[-1])) for one in self._members] if member.left_out else []
+            outputs = _LoraProduct.apply(x, stacked, seen, *stacked.trained)  # type: ignore[no-untyped-call]  # torch's own
             held = (x, dict(zip(self._members, outputs, strict=True)))
         output = held[1].pop(member)
         self._waiting.held = held if held[1] else None
@@ -171,7 +223,13 @@ def join_siblings(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def _alike(members: Sequence[LoraLinear]) -> bool:
-    return all(member.plain() for member in members) and len({member.base_layer.bias is None for member in members}) == 1
+    return all(member.plain() for member in members) and len({(member.base_layer.bias is None, member.left_out) for member in members}) == 1
+
+
+def number_layers(model: nn.Module) -> None:
+    """Tell each layer which one of the model's it is."""
+    for number, layer in enumerate(module for module in model.modules() if isinstance(module, LoraLinear)):
+        layer.number = number
 
 
 def use_our_layer(config: LoraConfig) -> LoraConfig:

@@ -42,7 +42,12 @@ def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) 
     if apart:
         parts = zip(*(tensor.split(documents.lengths, dim=1) for tensor in (ids_1T, documents.positions_1T)), strict=True)
         return torch.cat([decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state for ids, positions in parts], 1)
-    extra: dict[str, Any] = {"documents": documents} if model.config._attn_implementation == PACKED else {}
+    extra: dict[str, Any] = {}
+    if model.config._attn_implementation == PACKED:
+        extra = {"documents": documents}
+    elif model.config._attn_implementation.startswith("flash_attention"):  # else it reads the borders off positions, waiting in each layer
+        borders, longest = documents.borders, max(documents.lengths)
+        extra = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
     output = decoder(input_ids=ids_1T, position_ids=documents.positions_1T, use_cache=False, **extra)
     return cast(Tensor, output.last_hidden_state)
 

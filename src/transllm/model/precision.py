@@ -22,7 +22,7 @@ def default_device() -> torch.device:
 @functools.cache
 def _bfloat16_gains(device_type: str) -> bool:
     if device_type != "cpu":
-        return device_type != "cuda" or torch.cuda.is_bf16_supported()
+        return device_type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     seconds: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)

@@ -252,7 +252,8 @@ class _Sample:
     def _steps(self, rows: Rows, stage: TrainStage, folder: Path) -> list[float]:
         """Seconds of each step of the training loop."""
         watch = Stopwatch(self._clock)
-        training = self._training.model_copy(update={"checkpoint_minutes": 1e9, "log_every": 1_000_000})
+        # Compiling takes minutes; a run keeps it only where it is faster than this.
+        training = self._training.model_copy(update={"checkpoint_minutes": 1e9, "log_every": 1_000_000, "compile": "off"})
         with tempfile.TemporaryDirectory(dir=folder) as empty:
             train(self._adapted, rows, stage=stage, training=training, folder=Path(empty), seed=1, progress=watch, label="calibration")
         return watch.laps

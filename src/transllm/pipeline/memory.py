@@ -8,6 +8,7 @@ import platform
 import threading
 
 import psutil
+import torch
 
 
 class PeakMemory:
@@ -35,7 +36,10 @@ class PeakMemory:
 
 
 def give_back_memory() -> None:
-    """Let the system have what was freed: glibc keeps it in every thread's arena, and what comes next would come on top."""
+    """Let the system have what was freed: glibc keeps it in every thread's arena, torch on the accelerator, and what comes next, which may
+    be another library's or process's, would come on top."""
     gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -15,7 +15,7 @@ class Lora(Section):
 
     r: Count = 64
     alpha: Annotated[float, Field(gt=0)] = 128
-    dropout: Share = 0.05
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     targets: str | list[str] = "all-linear"
     """Module names, or all linear layers but the head (q, k, v, o, gate, up, down in a Llama)."""
     variant: Literal["lora", "rslora", "dora"] = "lora"

@@ -16,6 +16,7 @@ from transllm import processes
 from transllm.errors import Ended, TrainingError
 from transllm.files import write_json
 from transllm.model.adapter import Adapted
+from transllm.model.lora import drops
 from transllm.progress import Progress
 from transllm.recipe.schema import Training
 from transllm.training.loss import IGNORE
@@ -123,8 +124,9 @@ class Guards:
                     parameter.grad = None
                 torch.manual_seed(share.seed)
                 mine = turn == processes.rank()
-                loss = self._module(share.batch, states).whole if mine else self._adapted.pass_by().sum() * 0.0
-                loss.backward()
+                with drops(share.seed):
+                    loss = self._module(share.batch, states).whole if mine else self._adapted.pass_by().sum() * 0.0
+                    loss.backward()
                 names = _not_finite((name, parameter.grad) for name, parameter in parameters.items())
                 if mine:
                     found.append((float(loss.detach()), names))

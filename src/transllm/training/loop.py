@@ -109,7 +109,8 @@ def train(
     flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
     module = LossModule(adapted, heavy or {}, recovery.logits, soft_weight)
     module.train()
-    compiled = _compiled(adapted, module, rows, plan, training)
+    compiled = _compiled(adapted, module, rows, plan, training, before=state.compiled)
+    state.compiled = compiled.get("compiled")
     guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)
     most = plan.most
     if world > most:
@@ -176,13 +177,12 @@ def train(
         epochs=state.tokens / rows.tokens, loss=processes.on_main(lambda: last_loss(folder / "log.jsonl")), compiled=compiled)
 
 
-def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Plan,
-              training: Training) -> dict[str, Any]:
-    """Compile the layers if the recipe lets it and it pays on the first bins."""
+def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Plan, training: Training, *, before: bool | None) -> dict[str, Any]:
+    """Compile the layers if the recipe lets it and it pays on the first bins, or did when this training began."""
     if training.compile == "off" or adapted.device.type == "cpu" or adapted.sharded:
         return {}
     bins = [members for step in plan[:_TRIED] for members in step][:_TRIED]
     parameters = list(adapted.trainable().values())
     steps = [lambda batch=batch: torch.autograd.grad(module(batch).whole, parameters, allow_unused=True)
              for batch in batches_of(rows, bins, device=adapted.device)]
-    return compile_if_faster(adapted.base, steps)
+    return compile_if_faster(adapted.base, steps, before=before)

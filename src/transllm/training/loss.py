@@ -41,6 +41,7 @@ class SoftLabels(NamedTuple):
 
 def final_logits(config: Any) -> Callable[[Tensor], Tensor]:
     """What the model's family does to its logits after the head: nothing, a soft cap (Gemma 2) or a scale (Cohere, Granite)."""
+    config = config.get_text_config()  # a model of text and images keeps it one level down
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1.0
     scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
@@ -83,7 +84,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, *rest = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_gradient * scale.to(hidden_gradient.dtype), None, None, *(gradient * scale for gradient in rest)
+        return hidden_gradient * scale, None, None, *(gradient * scale for gradient in rest)
 
 
 def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, project: Callable[[Tensor], Tensor]) -> Tensor:
@@ -92,6 +93,13 @@ def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, project: C
     trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad and torch.is_grad_enabled()]
     total: Tensor = _Chunked.apply(hidden_ND, measure, project, *trained)  # type: ignore[no-untyped-call]  # torch's own
     return total
+
+
+def _by_chunk(wanted_N: Tensor) -> list[Tensor]:
+    """Which places of each chunk are wanted. An accelerator is waited for twice in all, not in each chunk."""
+    places = wanted_N.nonzero().squeeze(-1)
+    counts = torch.bincount(places // _CHUNK, minlength=math.ceil(len(wanted_N) / _CHUNK)).tolist()
+    return [part % _CHUNK for part in places.split(counts)]
 
 
 def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -139,26 +147,25 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
     """
     places = (labels_T != IGNORE).nonzero().squeeze(-1)
     labels_N = labels_T.index_select(0, places)
-    which_N = None if soft is None else soft.which_T.index_select(0, places)
-
-    def drawn_in(part: slice) -> tuple[Tensor, Tensor] | None:
-        if soft is None or which_N is None:
-            return None
-        found = (which_N[part] >= 0).nonzero().squeeze(-1)
-        return found, soft.drawn_SM.index_select(0, which_N[part].index_select(0, found))
+    times_N = torch.ones_like(labels_N, dtype=hidden_TD.dtype)
+    for token, times in (heavy or {}).items():
+        times_N.masked_fill_(labels_N == token, times)
+    drawn: list[Tensor] = []
+    if soft is not None:
+        which_N = soft.which_T.index_select(0, places)
+        drawn = _by_chunk(which_N >= 0)
+        times_N.masked_fill_(which_N >= 0, soft_weight)
+    # A few rows of a chunk; weighing the whole matrix would pass over it once more.
+    weighed = _by_chunk(times_N != 1) if heavy or soft is not None else []
 
     def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
-        labels_n = labels_N[part]
-        drawn = drawn_in(part)
-        nats = _softmax_loss(logits_nV, labels_n, gradient=gradient, drawn=drawn)
-        if gradient is not None:
-            times_n = torch.ones_like(labels_n, dtype=gradient.dtype)
-            for token, times in (heavy or {}).items():
-                times_n[labels_n == token] = times
-            if drawn is not None:
-                times_n[drawn[0]] = soft_weight
-            rows = (times_n != 1).nonzero().squeeze(-1)  # a few; weighing the whole matrix would pass over it once more
-            gradient[rows] = gradient[rows] * times_n[rows].unsqueeze(1)
+        number, learned = part.start // _CHUNK, None
+        if soft is not None:
+            learned = drawn[number], soft.drawn_SM.index_select(0, which_N[part].index_select(0, drawn[number]))
+        nats = _softmax_loss(logits_nV, labels_N[part], gradient=gradient, drawn=learned)
+        if gradient is not None and weighed:
+            rows = weighed[number]
+            gradient[rows] = gradient[rows] * times_N[part].to(gradient.dtype)[rows].unsqueeze(1)
         return nats
 
     return _summed(hidden_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head(chunk)))

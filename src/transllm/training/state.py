@@ -59,6 +59,7 @@ class State:
         room: tokens for which the bins so far had room.
         recent: sums for the next line of the log.
         losses: mean loss of each of the last steps.
+        compiled: whether layers are compiled; None: nobody has tried. They stay so, since it rounds otherwise.
 
     Args:
         digest: of what decides the steps; a checkpoint of another digest is not gone on from.
@@ -70,6 +71,7 @@ class State:
         self.seconds = 0.0
         self.recent = Window()
         self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.compiled: bool | None = None
 
     def advance(self, done: StepDone, *, tokens: int, room: int, seconds: float, flops: float) -> None:
         """A step is done."""
@@ -95,7 +97,7 @@ class State:
                               for number, values in optimizer["state"].items()}
         state = {
             "digest": self._digest, "tokens": self.tokens, "labels": self.labels, "room": self.room, "seconds": self.seconds,
-            "trained": self._adapted.state(), "optimizer": optimizer, "losses": list(self.losses),
+            "trained": self._adapted.state(), "optimizer": optimizer, "losses": list(self.losses), "compiled": self.compiled,
             "recent": [recent.nats, recent.labels, recent.n_bytes, recent.tokens, recent.seconds, recent.flops,
                        recent.divergence, recent.mirrored, recent.shared]}
 
@@ -134,5 +136,6 @@ class State:
         self._optimizer.load_state_dict(saved["optimizer"])
         self.recent = Window(*saved["recent"])
         self.losses.extend(saved["losses"])
+        self.compiled = saved.get("compiled")  # absent in one of an earlier version
         self.step, self.tokens, self.labels, self.room, self.seconds = (
             saved[name] for name in ("step", "tokens", "labels", "room", "seconds"))

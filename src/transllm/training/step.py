@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transllm import processes
 from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
+from transllm.model.lora import drops
 from transllm.recipe.schema import Logits
 from transllm.training.loss import final_logits, summed_cross_entropy, summed_kl
 from transllm.training.mirror import hear
@@ -125,20 +126,21 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
         sum(len(batch.mirror.student_N) for batch in counted if batch.mirror is not None), sum(batch.n_bytes for batch in counted),
         sum(batch.shared for batch in counted)))
     sums = torch.zeros(2, device=adapted.device)
-    with processes.lending():
-        heard = hear(adapted, [share.batch.mirror for share in mine], run_lanes=run_lanes)
+    with processes.lending():  # by all or by none: with shared-out weights each pass is everybody's
+        heard = hear(adapted, [share.batch.mirror for share in mine], run_lanes=run_lanes) if mirrored else [None] * len(mine)
     parameters = list(adapted.trainable().values())
     if run_lanes is None:
         for share, states in zip(mine, heard, strict=True):
             torch.manual_seed(share.seed)
-            with processes.lending():
+            with processes.lending(), drops(share.seed):
                 loss: Loss = module(share.batch, states)
                 sums += torch.stack(loss[1:]) * float(share.counts)
                 (loss.whole * (share.counts / learned)).backward()
     else:
         def lane(share: Share, states: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
-            loss: Loss = module(share.batch, states)
-            return torch.stack(loss[1:]), torch.autograd.grad(loss.whole / learned, parameters, allow_unused=True)
+            with drops(share.seed):
+                loss: Loss = module(share.batch, states)
+                return torch.stack(loss[1:]), torch.autograd.grad(loss.whole / learned, parameters, allow_unused=True)
 
         for one, found in run_lanes(lane, mine, heard):  # in order, so that the sum is the same each time
             sums += one
