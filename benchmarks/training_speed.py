@@ -1,6 +1,6 @@
 """How fast a training step is, and what each short way adds: three ways of the same steps, in turn, again and again.
 
-    python benchmarks/training_speed.py runs/demo-es/extend [--rounds 5] [--tokens 4096]
+    python benchmarks/training_speed.py runs/demo-es/extend [--rounds 5] [--tokens 4096] [--dropout 0.05]
 
 ``peft``: peft's layers, the family's norms, one bin after the other. ``short``: our layers, norms and attention. ``lanes``: the same
 with the bins of a step side by side. Rows are random ids in documents of 30 to 170 tokens. Prints tokens a second of each
@@ -28,15 +28,13 @@ from transllm.recipe.schema import Training, TrainStage
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import EncodedRow, Rows, loop, train, write_rows
 
-TRAINING = Training.model_validate({"lora": {"r": 16, "alpha": 32, "dropout": 0.0}})  # the demo's; dropout takes peft's way
 
-
-def adapted_model(folder: Path, *, short: bool) -> Adapted:
+def adapted_model(folder: Path, training: Training, *, short: bool) -> Adapted:
     """The extended model with a fresh adapter, with or without our short ways."""
     device, spans = default_device(), SpanTokenizer.load(folder)
     model, _ = load_folder(folder)
-    adapted = attach(place(model, device), original_size=spans.original_size, size=spans.size, training=TRAINING,
-                     dtype=compute_dtype(TRAINING.precision, device))
+    adapted = attach(place(model, device), original_size=spans.original_size, size=spans.size, training=training,
+                     dtype=compute_dtype(training.precision, device))
     if short:
         adapted.quicken()
     else:
@@ -54,7 +52,7 @@ def made_rows(folder: Path, *, tokens: int, vocabulary: int) -> Rows:
     return write_rows(rows, folder)
 
 
-def tokens_a_second(adapted: Adapted, rows: Rows, *, tokens: int, lanes: bool, short: bool) -> float:
+def tokens_a_second(adapted: Adapted, rows: Rows, training: Training, *, tokens: int, lanes: bool, short: bool) -> float:
     """Train for the budget."""
     stage = TrainStage.model_validate({"tokens": tokens, "batch_tokens": 1024, "micro_tokens": 512, "sequence_length": 256,
                                        "learning_rate": 1e-4})
@@ -62,7 +60,7 @@ def tokens_a_second(adapted: Adapted, rows: Rows, *, tokens: int, lanes: bool, s
     plain = LoraLinear.plain if short else lambda _: False
     with tempfile.TemporaryDirectory() as folder, patch.object(loop, "lanes_for", width), patch.object(LoraLinear, "plain", plain):
         started = time.monotonic()
-        report = train(adapted, rows, stage=stage, training=TRAINING, folder=Path(folder), seed=1, progress=Silent(), label="speed")
+        report = train(adapted, rows, stage=stage, training=training, folder=Path(folder), seed=1, progress=Silent(), label="speed")
         return report.tokens / (time.monotonic() - started)
 
 
@@ -72,15 +70,17 @@ def main() -> None:
     arguments.add_argument("extend", type=Path, help="the folder that 'extend' wrote")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--tokens", type=int, default=4096)
+    arguments.add_argument("--dropout", type=float, default=0.0)
     given = arguments.parse_args()
-    models = {short: adapted_model(given.extend, short=short) for short in (False, True)}
+    training = Training.model_validate({"lora": {"r": 16, "alpha": 32, "dropout": given.dropout}})  # the demo's, but for dropout
+    models = {short: adapted_model(given.extend, training, short=short) for short in (False, True)}
     ways = {"peft": (False, False), "short": (True, False), "lanes": (True, True)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         rows = made_rows(Path(folder), tokens=given.tokens, vocabulary=models[True].original_size)
         for number in range(given.rounds + 1):
             for name, (short, lanes) in ways.items():
-                speed = tokens_a_second(models[short], rows, tokens=given.tokens if number else 1024, lanes=lanes, short=short)
+                speed = tokens_a_second(models[short], rows, training, tokens=given.tokens if number else 1024, lanes=lanes, short=short)
                 if number:  # the first round pays for generated code and first allocations
                     speeds[name].append(speed)
                     print(f"round {number}  {name:6}  {speed:6.0f} tokens/s", flush=True)

@@ -139,7 +139,7 @@ class Adapted:
             raise ModelError("All weights of this model train, so the original chat model is not inside it. Load the original by itself, "
                              "or set training.train to 'lora'.")
         embeddings = {self.head.rows, cast(SplitEmbedding, self.base.get_input_embeddings())}
-        # Not peft's disable_adapter(): it makes a report of all layers each time, and takes their wish for gradients away meanwhile, which a
+        # Not peft's disable_adapter(): it makes a report of all layers each time, and for so long no layer wants gradients, which a
         # checkpoint that a signal asks for then would read.
         layers = [module for module in self.peft.modules() if isinstance(module, BaseTunerLayer)]
         try:
