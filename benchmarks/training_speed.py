@@ -20,13 +20,13 @@ from unittest.mock import patch
 
 import torch
 
-from transllm.lanes import lanes_for
 from transllm.model import Adapted, attach, compute_dtype, default_device, enable_packed, load_folder, place
 from transllm.model.lora import LoraLinear
 from transllm.progress import Silent
 from transllm.recipe.schema import Training, TrainStage
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import EncodedRow, Rows, loop, train, write_rows
+from transllm.training.step import lanes_for
 
 
 def adapted_model(folder: Path, training: Training, *, short: bool) -> Adapted:

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from transllm.lanes import lanes, lanes_for
+from transllm.lanes import lanes
 from transllm.model.lora import use_our_layer
+from transllm.training.step import lanes_for
 
 
 def test_results_are_in_order_and_calls_side_by_side() -> None:

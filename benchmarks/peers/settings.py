@@ -32,8 +32,8 @@ AXES: dict[tuple[str, str], dict[str, list[Any]]] = {
     ("llamafactory", "finetune"): {"precision": ["bfloat16", "autocast", "float32"], "packing": ["neat_packing", "packing", "grouped"],
                                    "attention": ["sdpa", "eager"], "accumulate": [1, 4], "compile": [False, True]},
 }
-"""What ``--sweep`` tries, one axis after the other: a full grid would take days. Attention comes before the size of batches: single rows win
-with eager attention and lose with SDPA here. LLaMA-Factory always packs in pre-training."""
+"""What ``--sweep`` tries, one axis after the other: a full grid would take days. Attention comes before the size of batches: single rows
+win with eager attention and lose with SDPA here. LLaMA-Factory always packs in pre-training."""
 
 
 def shown(settings: Settings) -> str:

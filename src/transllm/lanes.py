@@ -13,9 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import nn
-
-from transllm.model.lora import LoraLinear
 
 Lanes = Callable[..., Iterator[Any]]
 """``map``, with several calls at once."""
@@ -37,17 +34,3 @@ def lanes(width: int) -> Iterator[Lanes]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def lanes_for(model: nn.Module, *, bins: int) -> int:
-    """How many of a step's bins to compute at once: one for each core, and one alone on an accelerator.
-
-    One alone too where the model drops out at random: lanes would draw from one generator in an order that no resumed run repeats. Our
-    LoRA layers draw for each bin by itself.
-    """
-    on_processor = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    by_bin = {dropout for layer in model.modules() if isinstance(layer, LoraLinear) and layer.plain()
-              for dropout in layer.lora_dropout.values()}
-    dropouts = [module.p for module in model.modules() if isinstance(module, nn.Dropout) and module not in by_bin]
-    dropouts += [float(getattr(module, "attention_dropout", 0.0) or 0.0) for module in model.modules()]
-    return min(bins, torch.get_num_threads()) if on_processor and not any(dropouts) else 1

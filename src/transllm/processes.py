@@ -260,7 +260,9 @@ def _talking(sign: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if sign not in str(error):
+        import torch
+
+        if sign not in str(error) or isinstance(error, torch.OutOfMemoryError):
             raise
         raise LostProcessError("The connection to the other processes of this run broke off: one of them was killed, ran out of memory or "
                                "lost its network. Run the same command again to go on from the last checkpoint. "

@@ -100,6 +100,9 @@ def test_plan_by_size_says_that_it_is_about(tmp_path: Path) -> None:
     result = call("plan", LLAMA, "--parameters", "7B", "--device-tflops", 300)
     assert result.exit_code == 0 and "about 7.0 G parameters" in result.output and "proportions are assumed" in result.output
     assert call("plan", LLAMA, "--parameters", "big", "--device-tflops", 300).exit_code == 2
+    for train, words in (("rows", "numbers: embedding rows alone."), ("full", "numbers: all weights.")):
+        other = call("plan", LLAMA, "--parameters", "7B", "--device-tflops", 300, "--set", f"training.train={train}")
+        assert words in " ".join(other.output.split()), other.output
 
 
 def test_plan_counts_exactly(tmp_path: Path) -> None:

@@ -139,6 +139,28 @@ def test_all_weights_of_seven_billion_on_eight() -> None:
     assert memory["ddp"] > 100 > 80 > memory["fsdp"] > memory["zero3"] and made.stages[2].memory_gib == memory["fsdp"]
 
 
+@pytest.mark.parametrize("train", ["lora", "rows", "full"])
+def test_arithmetic_of_what_trains(tmp_path: Path, train: str) -> None:
+    """On a device that does one operation a second."""
+    changes = [f"training.train={train}", "extend.vocab_size=17", "training.gradient_checkpointing=false", "training.lora.r=4"]
+    changes += ["training.embeddings=new"] if train == "lora" else []
+    found, recipe = shape(tmp_path, tie_word_embeddings=False), load_recipe(LLAMA, overrides=changes)
+    speed = Stated(found, recipe, Device("toy", 1e-12, training=(1.0, 1.0)), new=20 * 32, width=4)
+    layers = 12 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32
+    rows, adapter, attention = (100 + 20) * 32, 12 * 4 * (2 * 64 + 2 * 48 + 3 * 96) if train == "lora" else 0, 12 * 4 * 12 * 32 * 16
+    expected = 4 * (layers + rows) + 6 * adapter + attention + (2 * (layers + rows) if train == "full" else 0)
+    assert speed.training(Learning("pretrain", stage(), 32, 1.0))[0] == pytest.approx(expected)
+
+
+def test_weights_in_four_bits() -> None:
+    recipe = load_recipe(LLAMA, overrides=["training.quantize=nf4", "training.embeddings=new"])
+    made = plan(recipe, config=LLAMA_CONFIG, device=DEVICES["h100"])
+    whole = plan(load_recipe(LLAMA, overrides=["training.embeddings=new"]), config=LLAMA_CONFIG, device=DEVICES["h100"])
+    layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    assert whole.stages[2].memory_gib - made.stages[2].memory_gib == pytest.approx(layers * (2 - 0.516) / 2**30, rel=1e-3)
+    assert any("4 bits" in assumption for assumption in made.assumptions)
+
+
 def test_what_a_recipe_says_of_its_rows() -> None:
     works = {work.name: work for work in learning(load_recipe(LLAMA, overrides=["bitext.source_loss=false", "bitext.replay=0"]))}
     assert works["pretrain"].row == 300 and works["bitext"].labelled == pytest.approx(0.5)

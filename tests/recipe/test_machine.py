@@ -45,6 +45,13 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, override: str,
     assert len(found) == len(expected) and all(part in one for part, one in zip(expected, found, strict=True))
 
 
+@pytest.mark.parametrize("override,expected", [("training.trackers=[tensorboard,mlflow]", "pip install 'transllm[mlflow]'"),
+                                               ("training.quantize=nf4", "pip install 'transllm[qlora]'")])
+def test_what_training_needs(tmp_path: Path, override: str, expected: str) -> None:
+    (found,) = _missing(tmp_path, override, stages=("finetune",))
+    assert expected in found and _missing(tmp_path, override) == []
+
+
 def test_what_is_there_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "a key")
     monkeypatch.setattr("transllm.recipe.machine.find_spec", lambda _: True)

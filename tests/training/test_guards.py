@@ -29,17 +29,34 @@ class _Told(Silent):
 
 
 def _run(adapted: Adapted, rows: Rows, folder: Path, training: Training, *, steps: int = 4, progress: Silent | None = None,
-         **settings: Any) -> None:
+         held_out: Callable[[], float] | None = None, **settings: Any) -> None:
     stage = TrainStage.model_validate({"tokens": steps * 128, "batch_tokens": 128, "micro_tokens": 64, "sequence_length": 32,
                                        "learning_rate": 0.01, "warmup": 0.0, **settings})
     folder.mkdir(exist_ok=True)
-    train(adapted, rows, stage=stage, training=training, folder=folder, seed=5, progress=progress or Silent(), label="bitext")
+    train(adapted, rows, stage=stage, training=training, folder=folder, seed=5, progress=progress or Silent(), label="bitext",
+          held_out=held_out)
 
 
 def _on_call(module: torch.nn.Module, number: int, change: Callable[[Any], Any]) -> None:
     """Change what a module gives at its n-th call (from 1)."""
     calls = iter(range(1, 10_000))
     module.register_forward_hook(lambda _, __, out: change(out) if next(calls) == number else None)
+
+
+def test_memory_that_runs_out_says_what_to_lower(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
+                                                 tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "lanes_for", lambda *_, **__: 1)
+    adapted = adapt()
+    _on_call(adapted.base.get_decoder(), 3, lambda out: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.\nAnd more.")))
+    with pytest.raises(TrainingError, match=r"step 2 of 'bitext' \(CUDA out of memory\)\. Lower bitext\.micro_tokens \(now 64\)"):
+        _run(adapted, rows, tmp_path, make_training())
+
+
+def test_a_last_update_that_spoils_the_weights_is_seen(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
+                                                       tmp_path: Path) -> None:
+    found = iter([1.0, 1.0, math.nan])
+    with pytest.raises(TrainingError, match="not a number after step 4"):
+        _run(adapt(), rows, tmp_path, make_training(), held_out=lambda: next(found))
 
 
 # NaN

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +117,29 @@ for step in (0, 2):
     assert log == "log 1 {'loss': 0.5}" and end == "finish", done
     assert re.fullmatch(r"init \['dir', 'id', 'name', 'project', 'resume'\] run-bitext-[0-9a-f]{8} allow", first)
     assert second == [first, "log 3 {'loss': 0.5}", "finish"], "the second sitting is the same run"
+
+
+def test_a_service_that_fails_is_told_of_once_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Service:
+        def __init__(self, name: str) -> None:
+            self.name, self.seen = name, list[Any]()
+
+        def log(self, numbers: dict[str, float], *, step: int) -> None:
+            if self.name == "broken" and step == 2:
+                raise ConnectionError("no answer from the server")
+            self.seen.append((step, numbers))
+
+        def finish(self) -> None:
+            self.seen.append("finish")
+
+    trackers = Trackers([], folder=tmp_path, step=0)
+    trackers._trackers = [Service("broken"), Service("whole")]
+    broken, whole = trackers._trackers
+    for step in (1, 2, 3):
+        trackers.log({"step": step, "loss": 0.5})
+    trackers.finish()
+    assert [one if one == "finish" else one[0] for one in whole.seen] == [1, 2, 3, "finish"] and len(broken.seen) == 1
+    assert caplog.text.count("'broken' has failed (ConnectionError: no answer from the server)") == 1
 
 
 def test_none_writes_nothing(tmp_path: Path) -> None:

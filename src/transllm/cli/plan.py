@@ -84,8 +84,7 @@ def show(made: Plan) -> None:
     console, shape, cluster = out(), made.shape, made.cluster
     about = "" if shape.exact else "about "
     console.print(f"Model: {about}{count(shape.parameters)} parameters, {shape.layers} layers of {shape.hidden}, "
-                  f"vocabulary {shape.vocabulary:,}. Training {count(made.trained)} numbers: "
-                  f"adapter {count(shape.lora_parameters)}, embedding rows {count(made.trained - shape.lora_parameters)}.")
+                  f"vocabulary {shape.vocabulary:,}. Training {count(made.trained)} numbers: {_trained(made)}.")
     devices = f"{cluster.devices} device" + ("s" if cluster.devices != 1 else "")
     numbers = ("Steps", "Tokens", "Time", "Memory, GiB", "Disk, GiB")
     table = listing("Stage", *numbers, "What", title=f"On {devices} of {made.device.tflops:.3g} TFLOPS"
@@ -109,6 +108,13 @@ def show(made: Plan) -> None:
     console.print("Measured and assumed:" if made.measured else "Estimates, from best to worst case. Assumed:")
     for assumption in made.assumptions:
         console.print(f"  - {assumption}", markup=False)
+
+
+def _trained(made: Plan) -> str:
+    if made.train != "lora":
+        return {"rows": "embedding rows alone", "full": "all weights"}[made.train]
+    adapter = made.shape.lora_parameters
+    return f"adapter {count(adapter)}, embedding rows {count(made.trained - adapter)}"
 
 
 def _show_strategies(made: Plan) -> None:

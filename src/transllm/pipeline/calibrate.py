@@ -24,13 +24,13 @@ from typing import Any, TypeVar
 import torch
 
 from transllm.generation import LocalEngine, Sampling
-from transllm.lanes import lanes_for
 from transllm.model import attach, default_device
 from transllm.pipeline.sample import Clock, Stopwatch, build, cut_config, kept, random_rows, repeated, room, seconds_a_number, set_depth
 from transllm.pipeline.shape import Shape
 from transllm.pipeline.workload import Learning, Writing
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training import Rows, batches_of, pack, train
+from transllm.training.step import lanes_for
 
 _DEPTH = 8
 _LEAST_TOKENS = 64

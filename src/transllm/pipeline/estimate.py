@@ -41,6 +41,7 @@ _RUNTIME = {"cpu": 0.4, "other": 0.8}  # GiB of Python and torch; of an accelera
 _LEFT = {"cpu": 0.25, "other": 0.0}  # GiB that the stages before leave in a process
 _LOST = {"cpu": 1.8, "other": 1.1}
 _GROWTH = (1.2, 0.25)
+_NF4 = 0.516  # bytes a weight: 4 bits, a byte for 64 weights, 4 bytes for 256 of these
 _START = 2.0  # seconds of a stage: tokenizers, manifest
 _READ_GIBS = 0.5  # weights from a disk, GiB a second
 
@@ -84,6 +85,11 @@ class Sizes:
         self.parameters = shape.parameters + self.matrices * self.new
         self.frozen = shape.parameters - self.matrices * old - self.body
         self.vocabulary = shape.vocabulary + recipe.extend.at_most + MARKERS
+        self.quantized = shape.layer_parameters * shape.layers if recipe.training.quantize == "nf4" else 0
+
+    def frozen_bytes(self, width: int) -> float:
+        """Of the frozen weights, as they lie on a device: layers that are quantised take 4 bits a weight and their scales."""
+        return (self.frozen - self.quantized) * width + self.quantized * _NF4
 
 
 class Estimate:
@@ -173,14 +179,16 @@ class Estimate:
     def _training_memory(self, work: Learning, cluster: Cluster) -> float:
         sizes, layers = self.sizes, self._layers_bytes()
         gradient = sizes.shape.layer_parameters * (self.width + 4) if sizes.body else 0.0
-        held = cluster.held(sizes.frozen * self.width, 0.0 if sizes.body else layers, sizes.trained,
+        held = cluster.held(sizes.frozen_bytes(self.width), 0.0 if sizes.body else layers, sizes.trained,
                             layers * min(2, sizes.shape.layers) / sizes.shape.layers + gradient, body=sizes.body)
         lanes = self.speed.lanes(work)
         kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
         logits = 3 * min(_CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
         passing = lanes * (kept + logits) + (lanes - 1) * 4 * self.sizes.trained
         stored = self.recipe.model.dtype == "float32", self.width == 4
-        loading = 0.0 if cluster.strategy in ("fsdp", "zero3") else self.compute_gib + (self.stored_gib if stored[0] != stored[1] else 0.0)
+        # Weights that are quantised are so one after the other, as they come.
+        whole = cluster.strategy not in ("fsdp", "zero3") and not sizes.quantized
+        loading = self.compute_gib + (self.stored_gib if stored[0] != stored[1] else 0.0) if whole else 0.0
         lost = self.lost if self.host else _GROWTH[0] + _GROWTH[1] * math.log(max(1, work.steps))
         return self.runtime + max(loading, (held + lost * passing) / GIB)
 

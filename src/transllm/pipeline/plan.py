@@ -30,7 +30,8 @@ class Plan:
 
     Attributes:
         shape: the model's.
-        trained: numbers that train (adapter and embedding rows).
+        train: what trains, as in the recipe.
+        trained: numbers that train.
         stages: in order.
         device: what it is computed for; its rate is measured or stated.
         measured: whether times come from a calibration here.
@@ -40,6 +41,7 @@ class Plan:
     """
 
     shape: Shape
+    train: str
     trained: int
     stages: tuple[StagePlan, ...]
     device: Device
@@ -107,7 +109,8 @@ def plan(recipe: Recipe, *, config: Path | None = None, parameters: float | None
             how = f"Times are measured here in {found.seconds:.0f} s, on {found.about} ({name}); a matrix product runs at " \
                   f"{device.tflops:.3g} TFLOPS."
     estimate = Estimate(recipe, sizes, speed, cluster, width=width, kind=kind)
-    return Plan(shape, sizes.trained, tuple(estimate.stages()), device, isinstance(speed, Measured), cluster, estimate.strategies(),
+    return Plan(shape, recipe.training.train, sizes.trained, tuple(estimate.stages()), device, isinstance(speed, Measured), cluster,
+                estimate.strategies(),
                 (f"The model's shape comes from {shape.origin}.", how, *_assumed(recipe, cluster, processor=kind == "cpu")))
 
 
@@ -131,6 +134,9 @@ def _assumed(recipe: Recipe, cluster: Cluster, *, processor: bool) -> Iterator[s
         many = "" if ray is None else f", on {ray.workers} Ray workers"
         yield (f"In recover {who} answers{many}, whose speed and memory are not known here: its row is what one process of this library's "
                "own engine would need.")
+    if recipe.training.quantize != "none":
+        yield ("Training's time is that of weights that are not quantised; with 4 bits each product takes longer, by how much is not known "
+               "here.")
     yield ("The time of prepare and of downloads is not counted; extend, merge and all that is written are rough. "
            "Disk is without caches of models and data.")
     if cluster.devices > 1:

@@ -16,7 +16,7 @@ from transllm.data.patterns import names_on_disk
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.generation import require_engine
-from transllm.model.shard import launcher_notice
+from transllm.model.shard import launcher_notice, sharing_asked
 from transllm.model.source import original_digest
 from transllm.pipeline.memory import give_back_memory
 from transllm.pipeline.stage import MANIFEST, Context, Stage, begin, begun_for, execute, read_manifest
@@ -25,7 +25,6 @@ from transllm.progress import Progress, Silent
 from transllm.recipe import check_recipe, dump_recipe, load_recipe, missing_here, movable
 from transllm.recipe.schema import Recipe
 from transllm.report import build_report
-from transllm.training.trackers import require
 
 _SEEN_WITHIN = 30.0  # seconds
 
@@ -88,16 +87,23 @@ def transform(
                           progress=progress if progress is not None and processes.is_main() else Silent(), cache=cache)
 
 
+def _launched(recipe: Recipe) -> str | None:
+    """What to say about the launcher's configuration; raises where it does not go with the recipe."""
+    if sharing_asked(recipe.training) and recipe.finetune.tokens and recipe.recover.by != "text" and recipe.recover.logits.own_samples:
+        raise RunError("The student cannot answer while processes share out its weights (FSDP2, ZeRO-3), and finetune would ask it to. "
+                       "Set recover.logits.own_samples to 0, or launch with torchrun.")
+    return launcher_notice(recipe.training)
+
+
 def _transform(recipe: Recipe, *, folder: Path, chosen: Sequence[Stage], start: str | None, progress: Progress, cache: Path | None) -> Run:
     waiting = [stage.name for stage in chosen if read_manifest(folder / stage.name) is None]
     problems = processes.on_main(lambda: [*check_recipe(recipe), *missing_here(recipe, waiting)])
     if problems:
         raise RecipeError(problems, where=recipe.name)
-    processes.on_main(lambda: require(recipe.training.trackers))
     if "recover" in waiting:
         processes.on_main(lambda: require_engine(recipe.recover.engine))
     # What the launcher asks for and cannot have, or gets in another way, is told before the work.
-    if notice := processes.on_main(lambda: launcher_notice(recipe.training)):
+    if notice := processes.on_main(lambda: _launched(recipe)):
         progress.say(f"Note: {notice}")
     processes.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     with contextlib.ExitStack() as stack:

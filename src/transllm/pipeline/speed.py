@@ -5,7 +5,8 @@ number of positions attended to; V: vocabulary with the new sub-words):
 
 - forward, FLOPs a token: ``2 (N + A) + 4 L H T``. The last term is the attention's two products.
 - training, FLOPs a token: forward, and backward ``2 N + 4 A + 8 L H T``: frozen weights take a gradient through them but none
-  for them; with ``embeddings: all`` another ``2 V H`` for the head's. Gradient checkpointing adds a second forward.
+  for them; with ``embeddings: all`` another ``2 V H`` for the head's, with ``train: full`` another ``2 N`` in all, and no A. Gradient
+  checkpointing adds a second forward.
 - a share of the device's matrix rate is reached, from-to: 30 to 50 % of a data sheet's in training, 30 to 70 % of a measured one.
 - writing reads all weights and the cache once a token: bytes / memory bandwidth where that is known, else 8 to 30 % of the matrix rate.
 """
@@ -113,13 +114,16 @@ class Stated:
     def __init__(self, shape: Shape, recipe: Recipe, device: Device, *, new: int, width: int) -> None:
         self._shape, self._recipe, self._device, self._new, self._width = shape, recipe, device, new, width
         self._multiplied = shape.matrix_parameters + new
+        self._adapter = shape.lora_parameters if recipe.training.train == "lora" else 0
         self.answering = _ANSWERING
 
     def training(self, work: Learning) -> Span:
         """Seconds a token, forward and backward."""
         shape, positions = self._shape, work.row / 2
         forward = self._forward(positions)
-        backward = 2 * self._multiplied + 4 * shape.lora_parameters + 8 * shape.layers * shape.hidden * positions
+        backward = 2 * self._multiplied + 4 * self._adapter + 8 * shape.layers * shape.hidden * positions
+        if self._recipe.training.train == "full":
+            backward += 2 * (shape.matrix_parameters - shape.vocabulary * shape.hidden)
         if self._recipe.training.trains_old_rows:
             backward += 2 * (shape.vocabulary * shape.hidden + self._new)
         return self._seconds(forward * (2 if self._recipe.training.gradient_checkpointing else 1) + backward, self._device.training)
@@ -162,7 +166,7 @@ class Stated:
         return 0.0
 
     def _forward(self, positions: float) -> float:
-        return 2 * (self._multiplied + self._shape.lora_parameters) + 4 * self._shape.layers * self._shape.hidden * positions
+        return 2 * (self._multiplied + self._adapter) + 4 * self._shape.layers * self._shape.hidden * positions
 
     def _seconds(self, flops: float, share: Span) -> Span:
         rate = self._device.tflops * 1e12

@@ -16,9 +16,22 @@ _TRANSLATORS = {"ctranslate2": ("ctranslate2", "ctranslate2"), "llm": ("openai",
                 "google": ("google.cloud.translate_v3", "google"), "deepl": ("deepl", "deepl")}
 
 
-def missing_here(recipe: Recipe, stages: Container[str] = ("recover", "bridge")) -> list[str]:
+_TRACKERS = ("wandb", "mlflow", "trackio")  # their package, and the extra that brings it, have their name; TensorBoard's is always there
+_TRAINING = ("pretrain", "bitext", "finetune")
+
+
+def missing_here(recipe: Recipe, stages: Container[str] = (*_TRAINING, "recover", "bridge")) -> list[str]:
     """What is missing on this machine for stages that are to run, a sentence or two each. Imports and loads nothing."""
-    return [*(_for_recover(recipe) if "recover" in stages else ()), *(_for_bridge(recipe) if "bridge" in stages else ())]
+    return [*(_for_training(recipe) if any(stage in stages for stage in _TRAINING) else ()),
+            *(_for_recover(recipe) if "recover" in stages else ()), *(_for_bridge(recipe) if "bridge" in stages else ())]
+
+
+def _for_training(recipe: Recipe) -> Iterator[str]:
+    for tracker in recipe.training.trackers:
+        if tracker in _TRACKERS:
+            yield from _extra((tracker, tracker), f"The tracker '{tracker}' of training.trackers")
+    if recipe.training.quantize == "nf4":
+        yield from _extra(("bitsandbytes", "qlora"), "training.quantize 'nf4'")
 
 
 def _for_recover(recipe: Recipe) -> Iterator[str]:

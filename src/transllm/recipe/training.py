@@ -57,7 +57,7 @@ class Training(Section):
     does so, and refused if not."""
     compile: Literal["auto", "off"] = "auto"
     """``auto``: on an accelerator, compile the repeated layer once, time it on the first bins, and keep it where it is faster. On
-    processors the library's own layers are faster (docs/benchmarks.md)."""
+    processors the library's own layers are faster (docs/architecture.md)."""
     gradient_checkpointing: bool = False
     """Trades a third more time for memory; for large models."""
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from transllm import processes
-from transllm.errors import LostProcessError
-from transllm.lanes import lanes, lanes_for
+from transllm.errors import LostProcessError, TrainingError, first_line
+from transllm.lanes import lanes
 from transllm.model.adapter import Adapted
 from transllm.model.compiled import compile_if_faster
 from transllm.model.precision import matrix_flops
@@ -36,7 +36,7 @@ from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
 from transllm.training.schedule import Plan, learning_rate, plan_steps, settings_digest
 from transllm.training.state import State
-from transllm.training.step import LossModule, gradients
+from transllm.training.step import LossModule, gradients, lanes_for
 from transllm.training.trackers import Trackers
 
 _TRIED = 3  # bins on which compiled layers are tried
@@ -93,7 +93,7 @@ def train(
         recovery: what is learned from rows that the original wrote.
 
     Raises:
-        TrainingError: the loss is not a number (the batch is saved in ``folder``), or another of the guards stops it.
+        TrainingError: the loss is not a number (the batch is saved in ``folder``), another of the guards stops it, or the device is full.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
         LostProcessError: another process has ended; the state is saved, unless that process has taken a part of it with it.
         MissingExtraError: a tracker's package is not installed.
@@ -133,7 +133,7 @@ def train(
                 interrupts.agree()
                 if held_out is not None and state.step in held_out_at:  # by all: with shared-out weights none can pass alone
                     with processes.lending():
-                        log.write({"step": state.step, "tokens": state.tokens, "held_out_bits_per_byte": held_out()})
+                        log.write({"step": state.step, "tokens": state.tokens, "held_out_bits_per_byte": _number(held_out(), state.step)})
                     module.train()
                     adapted.take_back()
                 if state.step == len(plan):
@@ -168,6 +168,11 @@ def train(
             file = state.save() if together else processes.on_main(state.save)
             where = f"step {state.step} of {len(plan)} of '{label}'"
             raise Interrupted(f"Stopped by {interrupts.name} after {where}, which is saved in {file}.", interrupts.number) from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise TrainingError(
+                f"The device has no room for step {state.step + 1} of '{label}' ({first_line(error)}). Lower {label}.micro_tokens (now "
+                f"{stage.micro_tokens:,}), set training.gradient_checkpointing to true, or share the model out among devices "
+                "(docs/many-processes.md); 'transllm plan' says what each needs. The last checkpoint is kept.") from error
         except LostProcessError:  # between two steps, or before the optimiser saw the gradient: the state is whole
             if main and not together:
                 state.save()
@@ -175,6 +180,14 @@ def train(
     return TrainReport(
         steps=len(plan), tokens=state.tokens, labels=state.labels, seconds=state.seconds, padding=1 - state.tokens / state.room,
         epochs=state.tokens / rows.tokens, loss=processes.on_main(lambda: last_loss(folder / "log.jsonl")), compiled=compiled)
+
+
+def _number(bits_per_byte: float, step: int) -> float:
+    """A last update that spoils the weights meets no other guard."""
+    if not math.isfinite(bits_per_byte):
+        raise TrainingError(f"Bits per byte of held-out text are not a number after step {step}: its update spoilt the weights. "
+                            "Lower the learning rate.")
+    return bits_per_byte
 
 
 def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Plan, training: Training, *, before: bool | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transllm import processes
 from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
-from transllm.model.lora import drops
+from transllm.model.lora import LoraLinear, drops
 from transllm.recipe.schema import Logits
 from transllm.training.loss import final_logits, summed_cross_entropy, summed_kl
 from transllm.training.mirror import hear
@@ -150,6 +150,20 @@ def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run
     nats, divergence = processes.summed(*sums.tolist())  # first: where a process has ended this says so, and no accelerator waits for it
     _add_up([parameter for parameter in parameters if not processes.is_shared(parameter)])  # the others' sums are made in backward
     return StepDone(nats, labels, n_bytes, _clip(parameters, clip), divergence, mirrored, shared)
+
+
+def lanes_for(model: nn.Module, *, bins: int) -> int:
+    """How many of a step's bins to compute at once: one for each core, and one alone on an accelerator.
+
+    One alone too where the model drops out at random: lanes would draw from one generator in an order that no resumed run repeats. Our
+    LoRA layers draw for each bin by itself.
+    """
+    on_processor = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    by_bin = {dropout for layer in model.modules() if isinstance(layer, LoraLinear) and layer.plain()
+              for dropout in layer.lora_dropout.values()}
+    dropouts = [module.p for module in model.modules() if isinstance(module, nn.Dropout) and module not in by_bin]
+    dropouts += [float(getattr(module, "attention_dropout", 0.0) or 0.0) for module in model.modules()]
+    return min(bins, torch.get_num_threads()) if on_processor and not any(dropouts) else 1
 
 
 def _add_up(parameters: Sequence[nn.Parameter]) -> None:

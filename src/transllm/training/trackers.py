@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transllm.errors import MissingExtraError
+from transllm.errors import MissingExtraError, kind_and_line
 from transllm.files import write_json
 from transllm.recipe.schema import Tracker
+
+log = logging.getLogger(__name__)
 
 _PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 _IDS = "trackers.json"
@@ -57,13 +60,23 @@ class Trackers:
     def log(self, line: dict[str, Any]) -> None:
         """Pass the numbers of a line on."""
         numbers = {key: value for key, value in line.items() if key not in ("step", "steps") and isinstance(value, int | float)}
-        for tracker in self._trackers:
-            tracker.log(numbers, step=line["step"])
+        self._each(lambda tracker: tracker.log(numbers, step=line["step"]))
 
     def finish(self) -> None:
         """Write what is waiting and close."""
-        for tracker in self._trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, call: Callable[[Any], object]) -> None:
+        """Ask all of them. A service that fails is told of once and left out: a training of days must not end for it."""
+        for tracker in [*self._trackers]:
+            try:
+                call(tracker)
+            except Exception as error:
+                if isinstance(tracker, TensorBoard):  # its files are ours, and what goes wrong with them is the disk
+                    raise
+                log.warning("The tracker '%s' has failed (%s); training goes on without it. log.jsonl has all its numbers.", tracker.name,
+                            kind_and_line(error))
+                self._trackers.remove(tracker)
 
 
 class TensorBoard:
