@@ -46,7 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contenders are ended too
     installed = {peer: python_of(peer, given.envs) for peer in (cuda.PEERS if given.device == "cuda" else given.peers)}
     pythons = {"ours": Path(sys.executable)} | {peer: python for peer, python in installed.items() if python is not None}
-    track = Track(given.work.absolute(), pythons, given.device, warm=1 if given.quick else 2, limit=given.limit)
+    track = Track(given.work.absolute(), pythons, given.device, warm=1 if given.quick else 2, limit=given.limit, hurried=given.quick)
     if given.device == "cuda":
         figures = cuda.figures(track, rounds=given.rounds)
         print(json.dumps({**figures, **_circumstances(given)}))
@@ -163,7 +163,7 @@ def _where(figures: Figures) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two rounds, no lengths, no data")
+    parser.add_argument("--quick", action="store_true", help="two rounds, no lengths, no data, no peer compiled")
     parser.add_argument("--sweep", nargs="*", metavar="CONTENDER", help="search the best settings instead, of all contenders or of these")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, help="only these parts")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="only against these")

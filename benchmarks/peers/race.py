@@ -36,6 +36,7 @@ class Track:
         device: "cpu" or "cuda".
         warm: steps that are not counted.
         limit: seconds that loading and warming up may take.
+        hurried: without torch.compile, which takes minutes to warm up.
     """
 
     work: Path
@@ -43,6 +44,7 @@ class Track:
     device: str
     warm: int
     limit: float = 900.0
+    hurried: bool = False
 
     def contender(self, name: str, shape: Shape, *, settings: Settings | None = None, batch_tokens: int = 2048, label: str = "",
                   model: Path | None = None) -> Contender:
@@ -56,6 +58,8 @@ class Track:
         """
         family = "ours" if name in ("ours", "floor") else name
         own = settings if settings is not None else BEST[family, "finetune" if shape.task == "finetune" else "pretrain"]
+        if self.hurried and own.get("compile"):
+            own = {**own, "compile": False}
         rows = rows_folder(self.work, shape)
         label, word = label or name, (label or name).replace(" ", "-")
         ask = {"task": shape.task, "length": shape.length, "model": str(model or model_folder(self.work)), "rows": str(rows),

@@ -13,7 +13,7 @@ PEERS = ("trl", "llamafactory")
 BEST: dict[tuple[str, str], Settings] = {
     ("ours", "pretrain"): {"precision": "auto", "micro_tokens": 1024},
     ("ours", "finetune"): {"precision": "auto", "micro_tokens": 1024},
-    ("trl", "pretrain"): {"precision": "autocast", "compile": False, "packing": "wrapped", "attention": "eager", "accumulate": 4},
+    ("trl", "pretrain"): {"precision": "autocast", "compile": True, "packing": "wrapped", "attention": "eager", "accumulate": 4},
     ("trl", "finetune"): {"precision": "autocast", "compile": False, "packing": "grouped", "attention": "eager", "accumulate": 4},
     ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "eager", "accumulate": 4},
     ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "grouped", "attention": "eager",

@@ -157,7 +157,7 @@ def test_a_section_with_all_its_keys_commented_out_means_the_defaults(tmp_path: 
     ("seed: ", "seed must be a whole number, but is empty."),
     ("training: {lora: {r: 0}}", "training.lora.r must be at least 1, but is 0."),
     ("training: {lora: {alpha: 0}}", "training.lora.alpha must be above 0, but is 0."),
-    ("training: {lora: {dropout: 1.5}}", "training.lora.dropout must be at most 1, but is 1.5."),
+    ("training: {lora: {dropout: 1.5}}", "training.lora.dropout must be below 1, but is 1.5."),
     ("pretrain: {learning_rate: .inf}", "pretrain.learning_rate must be a finite number, but is inf."),
     ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate must be a finite number, but is nan."),
     ("pretrain: {learning_rate: fast}", "pretrain.learning_rate must be a number, but is 'fast'."),

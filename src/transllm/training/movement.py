@@ -22,8 +22,8 @@ class Movement:
     """Checks the first two steps.
 
     A tensor with a gradient must change in that very step. One whose gradient is zero can be right in the first step (LoRA's A,
-    whose B starts at zero), but not in the second; rows of new tokens that have not occurred yet and experts that were not chosen are
-    waited for. Frozen weights are compared before and after the first step, by the sum of their bits: one pass over them each.
+    whose B starts at zero), but not in the second; rows of new tokens that have not occurred yet and experts that were not chosen may
+    come later. Frozen weights are compared before and after the first step, by the sum of their bits: one pass over them each.
     Where processes share what trains, each looks at its part, which may be empty or have no gradient, and all tell each other.
 
     Args:
