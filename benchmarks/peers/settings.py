@@ -15,7 +15,7 @@ BEST: dict[tuple[str, str], Settings] = {
     ("ours", "finetune"): {"precision": "auto", "micro_tokens": 1024},
     ("trl", "pretrain"): {"precision": "autocast", "compile": True, "packing": "wrapped", "attention": "eager", "accumulate": 4},
     ("trl", "finetune"): {"precision": "autocast", "compile": False, "packing": "grouped", "attention": "eager", "accumulate": 4},
-    ("llamafactory", "pretrain"): {"precision": "autocast", "compile": False, "packing": "packing", "attention": "eager", "accumulate": 4},
+    ("llamafactory", "pretrain"): {"precision": "autocast", "compile": True, "packing": "packing", "attention": "eager", "accumulate": 4},
     ("llamafactory", "finetune"): {"precision": "autocast", "compile": False, "packing": "grouped", "attention": "eager",
                                    "accumulate": 4, "template": "smollm2"},
 }
