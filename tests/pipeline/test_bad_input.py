@@ -230,7 +230,8 @@ def test_trackers(finished: Any, home: Any, cli: Any, tmp_path: Path) -> None:
     assert done.code == 0 and done.err.count("done already") == 7, done.err
     _wrong(cli("run", home.recipe, "--runs", tmp_path, "--set", "training.trackers=[tensorbord]"), "Did you mean 'tensorboard'?")
     if importlib.util.find_spec("mlflow") is None:
-        _wrong(cli("run", home.recipe, "--runs", tmp_path, "--set", "training.trackers=[mlflow]"), "pip install 'transllm[mlflow]'")
+        _wrong(cli("run", home.recipe, "--runs", tmp_path, "--from", "pretrain", "--set", "training.trackers=[mlflow]"),
+               "pip install 'transllm[mlflow]'")
     done = cli("run", home.recipe, "--runs", tmp_path, "--from", "pretrain", "--until", "pretrain", "--set",
                "training.trackers=[tensorboard]")
     assert done.code == 0 and len(list((run / "pretrain" / "tensorboard").glob("events.*"))) == 1, done.err
