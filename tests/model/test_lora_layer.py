@@ -88,7 +88,7 @@ def test_dropout_is_pefts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(layer(x), layer(x)) and torch.equal(layer.eval()(x), layer(x))
 
 
-def test_what_is_dropped_is_the_bins_and_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_dropped_is_the_bins_and_the_layers() -> None:
     """Whichever thread computes a bin, and whatever was drawn before."""
     layer, x = _layer(dropout=0.25).train(), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
 

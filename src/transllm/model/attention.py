@@ -128,7 +128,6 @@ class Documents:
             tokens, which = torch.cat(gather)[again].unique(return_inverse=True)
             self.copies = _Copies(again.to(device), which.to(device), tokens.to(device))
 
-
     @functools.cached_property
     def borders(self) -> Tensor:
         """Where documents begin and the last ends, of a row without shared beginnings. (documents + 1,), int32"""
