@@ -41,7 +41,7 @@ def test_it_stays_where_it_is_faster(adapt: Adapt, monkeypatch: pytest.MonkeyPat
         return graph
 
     steps = [lambda lengths=lengths: _gradients(adapted, lengths) for lengths in ([9, 5], [7, 3, 20], [31])]
-    found = module.compile_if_faster(adapted.base, steps, backend=backend)  # type: ignore[arg-type]
+    found = module.compile_layers(adapted.base, steps, backend=backend)  # type: ignore[arg-type]
     assert found == {"compiled": kept, "compiled_seconds": seconds[1], "plain_seconds": seconds[0]}
     made = len(graphs)
     assert made > 0, "something was compiled"
@@ -61,7 +61,7 @@ def test_a_training_goes_on_as_it_began(adapt: Adapt, monkeypatch: pytest.Monkey
     _timed(monkeypatch)  # nothing may be measured
     layers = list(adapted.base.get_decoder().layers)
     for before in (False, True):
-        found = module.compile_if_faster(adapted.base, steps, before=before, backend=lambda graph, _: graph)  # type: ignore[arg-type]
+        found = module.compile_layers(adapted.base, steps, before=before, backend=lambda graph, _: graph)  # type: ignore[arg-type]
         assert found == {"compiled": before}
         assert [layer._compiled_call_impl is not None for layer in layers] == [before] * len(layers)
     module._undo(adapted.base, layers)
@@ -74,6 +74,6 @@ def test_a_compiler_that_fails_is_told_and_training_goes_on(adapt: Adapt) -> Non
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no compiler here")
 
-    found = module.compile_if_faster(adapted.base, [lambda: _gradients(adapted, [5, 4])], backend=broken)  # type: ignore[arg-type]
+    found = module.compile_layers(adapted.base, [lambda: _gradients(adapted, [5, 4])], backend=broken)  # type: ignore[arg-type]
     assert found["compiled"] is False and "no compiler here" in found["compile_error"]
     _gradients(adapted, [5, 4])

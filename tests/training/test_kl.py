@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.training import loss, summed_cross_entropy, summed_kl
-from transllm.training.loss import Divergence, final_logits
+from transllm.training.loss import Divergence, divergence_kernel, final_logits
 
 OLD, NEW, D, T = 23, 6, 8, 40
 KINDS: list[Divergence] = ["forward", "reverse", "mixed"]
@@ -61,7 +61,7 @@ def _strayed(logits_NV: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_and_gradients_in_float64(monkeypatch: pytest.MonkeyPatch, kind: Divergence, train_old: bool, settings: dict[str, float],
                                          temperature: float, chunk: int) -> None:
-    monkeypatch.setattr(loss, "_CHUNK", chunk)
+    monkeypatch.setattr(loss, "CHUNK", chunk)
     monkeypatch.setattr(loss, "_CACHED_ROWS", 3)
     student, teacher, places, head, teacher_head = _case(train_old=train_old)
     finish = final_logits(PreTrainedConfig(**settings))
@@ -72,8 +72,8 @@ def test_values_and_gradients_in_float64(monkeypatch: pytest.MonkeyPatch, kind: 
     wanted = torch.autograd.grad(expected * 0.25, leaves)
 
     ours = student.clone().requires_grad_()
-    total = summed_kl(ours[places], teacher[places], head=head, finish=finish, teacher_head=teacher_head if train_old else None, kind=kind,
-                      temperature=temperature, share=0.3)
+    total = summed_kl(ours[places], teacher[places], head=head, finish=finish, teacher_head=teacher_head if train_old else None,
+                      kernel=divergence_kernel(kind, temperature=temperature, share=0.3))
     (total * 0.25).backward()
     assert expected.item() > 0.1 and ours.grad is not None
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
@@ -90,7 +90,7 @@ def test_values_and_gradients_in_float64(monkeypatch: pytest.MonkeyPatch, kind: 
 def test_the_same_model_differs_by_nothing(kind: Divergence, dtype: torch.dtype) -> None:
     student, _, places, head, _ = _case(dtype=dtype, new=0)
     ours = student.requires_grad_()
-    total = summed_kl(ours[places], student.detach()[places], head=head, finish=lambda logits: logits, kind=kind)
+    total = summed_kl(ours[places], student.detach()[places], head=head, finish=lambda logits: logits, kernel=divergence_kernel(kind))
     total.backward()
     assert ours.grad is not None
     assert abs(total.item()) < 1e-5 and ours.grad.abs().max().item() < 1e-6
@@ -105,7 +105,7 @@ def test_bfloat16_is_off_by_the_rounding_of_its_logits(kind: Divergence) -> None
     # A divergence moves by at most the logits' rounding (2**-9 of the largest, both models) times the difference of the distributions.
     bound = 2 * 2**-8 * max(float(one.abs().max()) for one in logits) * int(places.sum())
     ours = student.requires_grad_()
-    total = summed_kl(ours[places], teacher[places], head=head, finish=lambda one: one, kind=kind)
+    total = summed_kl(ours[places], teacher[places], head=head, finish=lambda one: one, kernel=divergence_kernel(kind))
     total.backward()
     assert abs(total.item() - expected.item()) < bound < 0.5 * expected.item() * (4 if kind == "mixed" else 1)
     exact = student.detach().double().requires_grad_()
@@ -120,7 +120,7 @@ def test_extreme_logits_stay_finite(kind: Divergence) -> None:
     with torch.no_grad():
         strayed = _strayed(100 * student[places] @ head.rows.weight.T)
     ours = (100 * student).requires_grad_()
-    total = summed_kl(ours[places], -100 * teacher[places], head=head, finish=lambda logits: logits, kind=kind)
+    total = summed_kl(ours[places], -100 * teacher[places], head=head, finish=lambda logits: logits, kernel=divergence_kernel(kind))
     total.backward()
     assert ours.grad is not None and total.isfinite() and ours.grad.isfinite().all()
     if kind == "mixed":
@@ -131,11 +131,11 @@ def test_extreme_logits_stay_finite(kind: Divergence) -> None:
 def test_no_place_is_zero_and_no_gradient_is_asked_for_in_evaluation(kind: Divergence) -> None:
     student, teacher, places, head, _ = _case()
     ours = student.clone().requires_grad_()
-    total = summed_kl(ours[:0], teacher[:0], head=head, finish=lambda logits: logits, kind=kind)
+    total = summed_kl(ours[:0], teacher[:0], head=head, finish=lambda logits: logits, kernel=divergence_kernel(kind))
     total.backward()
     assert total == 0 and ours.grad is not None and not ours.grad.any()
     with torch.no_grad():
-        read = summed_kl(ours[places], teacher[places], head=head, finish=lambda logits: logits, kind=kind)
+        read = summed_kl(ours[places], teacher[places], head=head, finish=lambda logits: logits, kernel=divergence_kernel(kind))
     assert not read.requires_grad and read > 0
 
 
@@ -143,9 +143,9 @@ def test_what_cannot_be_meant_is_an_error() -> None:
     student, teacher, _, head, _ = _case(train_old=True)
     for settings in ({"kind": "both"}, {"temperature": 0.0}, {"kind": "mixed", "share": 1.0}):
         with pytest.raises(ValueError, match="no divergence"):
-            summed_kl(student, teacher, head=head, finish=lambda logits: logits, **settings)  # type: ignore[arg-type]
+            divergence_kernel(**settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="teacher_head"):
-        summed_kl(student, teacher, head=head, finish=lambda logits: logits)
+        summed_kl(student, teacher, head=head, finish=lambda logits: logits, kernel=divergence_kernel())
 
 
 class _Largest(TorchDispatchMode):
@@ -161,7 +161,7 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", [*KINDS, "cross entropy"])
 def test_no_tensor_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    monkeypatch.setattr(loss, "_CHUNK", 16)
+    monkeypatch.setattr(loss, "CHUNK", 16)
     places, width, columns = 400, 8, 300
     matrix = torch.randn(columns, width)
     head = SplitHead(SplitEmbedding(matrix[:250], matrix[250:]))
@@ -171,7 +171,7 @@ def test_no_tensor_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch, kind:
         labels = torch.randint(0, columns, (places,))
         run = lambda: summed_cross_entropy(hidden, labels, head=head, finish=torch.tanh)  # noqa: E731
     else:
-        run = lambda: summed_kl(hidden, teacher, head=head, finish=torch.tanh, kind=kind)  # noqa: E731
+        run = lambda: summed_kl(hidden, teacher, head=head, finish=torch.tanh, kernel=divergence_kernel(kind))  # noqa: E731
     with _Largest() as watch:
         run().backward()
     assert hidden.grad is not None and hidden.grad.all()

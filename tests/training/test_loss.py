@@ -46,7 +46,7 @@ def _plain(hidden: Tensor, labels: Tensor, head: SplitHead, finish: Finish, dtyp
 @pytest.mark.parametrize("settings", FINISHES)
 @pytest.mark.parametrize("train_old", [False, True])
 def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, train_old: bool, settings: dict[str, float], dtype: torch.dtype) -> None:
-    monkeypatch.setattr(loss, "_CHUNK", 7)  # several chunks, and a last one that is not full
+    monkeypatch.setattr(loss, "CHUNK", 7)  # several chunks, and a last one that is not full
     hidden, labels, head = _case(train_old=train_old)
     finish = final_logits(PreTrainedConfig(**settings))
     expected, gradients = _plain(hidden, labels, head, finish, dtype)
@@ -64,7 +64,7 @@ def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, train_old: bool, 
 @pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 14])
 def test_chunk_borders_in_float64(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Gradients to the last digit, wherever the last chunk ends."""
-    monkeypatch.setattr(loss, "_CHUNK", 7)
+    monkeypatch.setattr(loss, "CHUNK", 7)
     hidden, labels, head = _case(train_old=True)
     labels[(labels != IGNORE).nonzero()[count:]] = IGNORE
     finish = final_logits(PreTrainedConfig(final_logit_softcapping=2.0))
@@ -92,7 +92,7 @@ def test_ignored_places_have_no_gradient_and_no_loss() -> None:
 
 
 def test_heavy_labels_count_more_in_the_gradient_and_once_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "_CHUNK", 7)
+    monkeypatch.setattr(loss, "CHUNK", 7)
     hidden, labels, head = _case()
     heavy = {int(labels[labels != IGNORE][0]): 5.0, OLD + NEW - 1: 0.5}
     leaves = hidden.clone().requires_grad_(), head.rows.new.detach().clone().requires_grad_()
@@ -112,7 +112,7 @@ def test_heavy_labels_count_more_in_the_gradient_and_once_in_the_sum(monkeypatch
 def test_drawn_tokens_pull_each_by_its_share(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """The gradient is that of the mean cross entropy of the drawn tokens, by their own weight; the sum that of the labels. Some tokens are
     drawn twice, and some places that have drawn tokens have a heavy label."""
-    monkeypatch.setattr(loss, "_CHUNK", 7)
+    monkeypatch.setattr(loss, "CHUNK", 7)
     hidden, labels, head = _case()
     places = (labels != IGNORE).nonzero().squeeze(-1)[3:14]
     drawn = torch.randint(0, OLD + NEW, (len(places), 16), generator=torch.Generator().manual_seed(3))

@@ -1,7 +1,8 @@
-"""The repeated layer of a model compiled once, where that is faster than our own short ways: measured, and undone where it is not.
+"""Compiled where that is faster than our own short ways: measured, and undone where it is not.
 
 On a processor it is not (benchmarks/training_speed.py: compiled layers reach two thirds of the speed of ours), so only accelerators try.
-One graph serves all layers and all lengths of rows: layers differ in their weights only, and shapes are symbols in it.
+Of a model the repeated layer is compiled once for all layers and all lengths of rows: layers differ in their weights only, and shapes are
+symbols.
 """
 
 from __future__ import annotations
@@ -19,19 +20,30 @@ from transllm import processes
 from transllm.model.attention import PACKED, packed_attention
 from transllm.model.lora import LoraLinear
 
+Steps = Sequence[Callable[[], object]]
+
 _FASTER = 0.95
-"""Compiled layers stay if they take at most so much of the time: less is noise, and compilation itself takes a minute."""
+"""What is compiled stays if it takes at most so much of the time: less is noise, and compilation itself takes a minute."""
 
 
-def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], object]], *, before: bool | None = None,
-                      backend: str = "inductor") -> dict[str, Any]:
-    """Compile the repeated layers and keep that if it pays, for all processes together.
+def compile_layers(model: PreTrainedModel, steps: Steps, *, before: bool | None = None, backend: str = "inductor") -> dict[str, Any]:
+    """Compile the repeated layers and keep that if it pays; see ``compile_if_faster``.
 
     Args:
         model: the decoder inside an adapter.
-        steps: forward and backward of some micro batches of unlike lengths; they must leave no trace.
-        before: what was found when this training began: it goes on in the same way, whatever would be measured now.
+        steps: forward and backward of some micro batches of unlike lengths.
         backend: torch.compile's.
+    """
+    layers = _repeated(model)
+    return compile_if_faster(lambda: _compile(model, layers, backend), lambda: _undo(model, layers), steps, before=before)
+
+
+def compile_if_faster(take: Callable[[], None], leave: Callable[[], None], steps: Steps, *, before: bool | None = None) -> dict[str, Any]:
+    """Take the compiled way, and leave it again if it does not pay, for all processes together.
+
+    Args:
+        steps: what is timed; they must leave no trace.
+        before: what was found when this training began: it goes on in the same way, whatever would be measured now.
 
     Returns:
         ``compiled``, and ``compiled_seconds``, ``plain_seconds`` of the steps, or ``compile_error``: why it could not be done.
@@ -41,9 +53,9 @@ def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], objec
 
     if before is False:
         return {"compiled": False}
-    layers, problem = _repeated(model), ""
+    problem = ""
     plain = _seconds(steps) if before is None else math.inf
-    _compile(model, layers, backend)
+    take()
     try:
         _run(steps)  # compiles
         compiled = _seconds(steps) if before is None else 0.0
@@ -52,7 +64,7 @@ def compile_if_faster(model: PreTrainedModel, steps: Sequence[Callable[[], objec
     plain, compiled = processes.summed(plain, compiled)
     kept = compiled <= _FASTER * plain and compiled < math.inf
     if not kept:
-        _undo(model, layers)
+        leave()
     if problem:
         return {"compiled": False, "compile_error": problem}
     return {"compiled": kept} | ({"compiled_seconds": round(compiled, 4), "plain_seconds": round(plain, 4)} if before is None else {})
@@ -85,14 +97,14 @@ def _take_short_way(model: PreTrainedModel, on: bool) -> None:
             module.short_way = on
 
 
-def _run(steps: Sequence[Callable[[], object]]) -> None:
+def _run(steps: Steps) -> None:
     for step in steps:
         step()
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
-def _seconds(steps: Sequence[Callable[[], object]]) -> float:
+def _seconds(steps: Steps) -> float:
     """The best of three."""
     found = []
     _run(steps)

@@ -177,7 +177,8 @@ def _train(context: Context, name: str, rows: Callable[[], Iterator[EncodedRow]]
         counts={"training rows": {"read": len(encoded), "kept": len(encoded), "dropped": {}}}, tokens=report.tokens,
         metrics={"steps": report.steps, "labels": report.labels, "loss": report.loss, "training_seconds": round(report.seconds, 2),
                  "tokens_per_second": round(report.tokens / max(1e-9, report.seconds), 1), "padding": round(report.padding, 4),
-                 "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), **short_ways, **report.compiled,
+                 "epochs": round(report.epochs, 3), "precision": str(dtype).removeprefix("torch."), **short_ways,
+                 **({"compiled": report.compiled} if report.compiled else {}),
                  "device": str(device), "processes": processes.world(), "sharded": adapted.sharded, "train": training.train,
                  "notices": notices(context.recipe),
                  "trained_parameters": sum(parameter.numel() for parameter in adapted.trainable().values())})

@@ -9,14 +9,12 @@ from importlib.util import find_spec
 
 from transllm.errors import MissingExtraError
 from transllm.recipe.schema import Recipe
+from transllm.recipe.training import EXTRA_TRACKERS
 
 # The module that an engine or a translator needs, and the extra that brings it.
 _ENGINES = {"llamacpp": ("xllamacpp", "llamacpp"), "vllm": ("vllm", "vllm"), "server": ("openai", "server")}
 _TRANSLATORS = {"ctranslate2": ("ctranslate2", "ctranslate2"), "llm": ("openai", "server"),
                 "google": ("google.cloud.translate_v3", "google"), "deepl": ("deepl", "deepl")}
-
-
-_TRACKERS = ("wandb", "mlflow", "trackio")  # their package, and the extra that brings it, have their name; TensorBoard's is always there
 _TRAINING = ("pretrain", "bitext", "finetune")
 
 
@@ -28,7 +26,7 @@ def missing_here(recipe: Recipe, stages: Container[str] = (*_TRAINING, "recover"
 
 def _for_training(recipe: Recipe) -> Iterator[str]:
     for tracker in recipe.training.trackers:
-        if tracker in _TRACKERS:
+        if tracker in EXTRA_TRACKERS:
             yield from _extra((tracker, tracker), f"The tracker '{tracker}' of training.trackers")
     if recipe.training.quantize == "nf4":
         yield from _extra(("bitsandbytes", "qlora"), "training.quantize 'nf4'")

@@ -27,6 +27,8 @@ class Lora(Section):
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+EXTRA_TRACKERS: tuple[Tracker, ...] = ("wandb", "mlflow", "trackio")
+"""Those whose package is an extra; both have the tracker's name."""
 
 Attention = Literal["auto", "packed", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 

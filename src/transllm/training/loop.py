@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,11 +19,11 @@ from transllm import processes
 from transllm.errors import LostProcessError, TrainingError, first_line
 from transllm.lanes import lanes
 from transllm.model.adapter import Adapted
-from transllm.model.compiled import compile_if_faster
 from transllm.model.precision import matrix_flops
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
 from transllm.training.checkpoint import Checkpoints
+from transllm.training.compiling import Compiled, compile_what_pays
 from transllm.training.flops import Flops
 from transllm.training.groups import make_optimizer
 from transllm.training.guards import Guards, batch_of
@@ -32,14 +31,11 @@ from transllm.training.interrupts import Interrupted, Interrupts
 from transllm.training.log import TrainLog, last_loss, line_of
 from transllm.training.mirror import Recovery
 from transllm.training.own_samples import OwnSamples
-from transllm.training.packing import batches_of
 from transllm.training.rows import Rows
-from transllm.training.schedule import Plan, learning_rate, plan_steps, settings_digest
+from transllm.training.schedule import learning_rate, plan_steps, settings_digest
 from transllm.training.state import State
 from transllm.training.step import LossModule, gradients, lanes_for
 from transllm.training.trackers import Trackers
-
-_TRIED = 3  # bins on which compiled layers are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ class TrainReport:
         padding: share of the bins' room left empty.
         epochs: passes over the rows (a budget in tokens can need a part of one, or several).
         loss: mean nats a label over the last tenth of the steps.
-        compiled: whether layers were compiled, and what was measured to decide it; empty where it was not tried.
+        compiled: what was compiled, and what was measured to decide it; empty where it was not tried.
     """
 
     steps: int
@@ -64,7 +60,7 @@ class TrainReport:
     padding: float
     epochs: float
     loss: float
-    compiled: Mapping[str, Any]
+    compiled: Compiled
 
 
 def train(
@@ -109,8 +105,10 @@ def train(
     flops, matrix = Flops(adapted), matrix_flops(adapted.head.rows.compute_dtype) * world
     module = LossModule(adapted, heavy or {}, recovery.logits, soft_weight)
     module.train()
-    compiled = _compiled(adapted, module, rows, plan, training, before=state.compiled)
-    state.compiled = compiled.get("compiled")
+    compiled: Compiled = {}
+    if training.compile == "auto" and adapted.device.type != "cpu":
+        compiled = compile_what_pays(adapted, module, rows, plan, mirrored=recovery.by != "text", before=state.compiled)
+    state.compiled = {what: found["compiled"] for what, found in compiled.items()}
     guards = Guards(adapted, module, training=training, folder=folder, progress=progress, name=label)
     most = plan.most
     if world > most:
@@ -188,14 +186,3 @@ def _number(bits_per_byte: float, step: int) -> float:
         raise TrainingError(f"Bits per byte of held-out text are not a number after step {step}: its update spoilt the weights. "
                             "Lower the learning rate.")
     return bits_per_byte
-
-
-def _compiled(adapted: Adapted, module: LossModule, rows: Rows, plan: Plan, training: Training, *, before: bool | None) -> dict[str, Any]:
-    """Compile the layers if the recipe lets it and it pays on the first bins, or did when this training began."""
-    if training.compile == "off" or adapted.device.type == "cpu" or adapted.sharded:
-        return {}
-    bins = [members for step in plan[:_TRIED] for members in step][:_TRIED]
-    parameters = list(adapted.trainable().values())
-    steps = [lambda batch=batch: torch.autograd.grad(module(batch).whole, parameters, allow_unused=True)
-             for batch in batches_of(rows, bins, device=adapted.device)]
-    return compile_if_faster(adapted.base, steps, before=before)

@@ -1,8 +1,9 @@
 """Losses that never hold all logits: hidden states are projected only where something is learned, in chunks.
 
 ``summed_cross_entropy`` learns tokens, ``summed_kl`` another model's distribution. Both say what a chunk's logits cost and what the
-gradient is; ``_Chunked`` does the rest. Gradients with respect to the hidden states and the head are taken chunk by chunk in the
-forward pass, so a chunk's logits (of both models, for a KL) are the most that is ever in memory.
+gradient is; ``_Chunked`` does the rest. What a divergence does to its logits is a ``Kernel``, which can be compiled. Gradients with respect
+to the hidden states and the head are taken chunk by chunk in the forward pass, so a chunk's logits (of both models, for a KL) are the most
+that is ever in memory.
 
 Shapes: T tokens of a packed row, N places among them where something is learned, n of these in a chunk; D hidden size, V columns.
 """
@@ -19,12 +20,17 @@ from torch import Tensor, nn
 from transllm.model.rows import SplitHead
 
 IGNORE = -100
-_CHUNK = 256
+CHUNK = 256
+"""Places whose logits are in memory at once."""
+
 _CACHED_ROWS = 16
 
 Divergence = Literal["forward", "reverse", "mixed"]
 _Measure = Callable[[slice, Tensor, Tensor | None], Tensor]
 """(which of the places, their logits (n, V), where to write the gradient or None) -> the places' summed loss."""
+
+Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(the student's logits (n, V), the original's (n, V or fewer), where to write the gradient (n, V) or None) -> the summed divergence."""
 
 
 class SoftLabels(NamedTuple):
@@ -63,8 +69,8 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         hidden_gradient = torch.empty_like(hidden_ND)
         gradients = [torch.zeros_like(weight) for weight in trained]
-        for start in range(0, len(hidden_ND), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(hidden_ND), CHUNK):
+            part = slice(start, start + CHUNK)
             chunk = hidden_ND[part].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 logits = project(chunk)
@@ -98,8 +104,8 @@ def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, project: C
 def _by_chunk(wanted_N: Tensor) -> list[Tensor]:
     """Which places of each chunk are wanted. An accelerator is waited for twice in all, not in each chunk."""
     places = wanted_N.nonzero().squeeze(-1)
-    counts = torch.bincount(places // _CHUNK, minlength=math.ceil(len(wanted_N) / _CHUNK)).tolist()
-    return [part % _CHUNK for part in places.split(counts)]
+    counts = torch.bincount(places // CHUNK, minlength=math.ceil(len(wanted_N) / CHUNK)).tolist()
+    return [part % CHUNK for part in places.split(counts)]
 
 
 def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -159,7 +165,7 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
     weighed = _by_chunk(times_N != 1) if heavy or soft is not None else []
 
     def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
-        number, learned = part.start // _CHUNK, None
+        number, learned = part.start // CHUNK, None
         if soft is not None:
             learned = drawn[number], soft.drawn_SM.index_select(0, which_N[part].index_select(0, drawn[number]))
         nats = _softmax_loss(logits_nV, labels_N[part], gradient=gradient, drawn=learned)
@@ -171,15 +177,45 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
     return _summed(hidden_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head(chunk)))
 
 
-def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish: Callable[[Tensor], Tensor],
-              teacher_head: Callable[[Tensor], Tensor] | None = None, kind: Divergence = "forward", temperature: float = 1.0,
-              share: float = 0.5) -> Tensor:
+def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish: Callable[[Tensor], Tensor], kernel: Kernel,
+              teacher_head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Sum over places of the divergence between the original model's distribution and the student's, in nats.
+
+    Args:
+        student_ND: hidden states at the places, from the model that trains.
+        teacher_ND: hidden states at the same places, from the original model; nothing flows back into them.
+        head: the student's head; its trained old rows get gradients.
+        finish: what follows the head, see ``final_logits``.
+        kernel: of the divergence; see ``divergence_kernel``.
+        teacher_head: the original's own head. None: the old rows of ``head``, which are the original's unless they train.
+
+    Raises:
+        ValueError: the old rows train and no ``teacher_head`` is given.
+    """
+    if teacher_head is None and head.rows.old.requires_grad:
+        raise ValueError("the old rows of this head train, so they are not the original's: give a teacher_head")
+    original = teacher_head or head.original
+
+    def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
+        wanted_nU = finish(original(teacher_ND[part].detach()))
+        total = torch.zeros((), dtype=torch.promote_types(logits_nV.dtype, torch.float32), device=logits_nV.device)
+        # A few rows at a time, as in ``_softmax_loss``: the float32 copies that differences of logarithms need are never a whole chunk's.
+        rows = _CACHED_ROWS if logits_nV.device.type == "cpu" else len(logits_nV)
+        for start in range(0, len(logits_nV), max(1, rows)):
+            few = slice(start, start + rows)
+            total += kernel(logits_nV[few], wanted_nU[few], None if gradient is None else gradient[few])
+        return total
+
+    return _summed(student_ND, measure, head=head, project=lambda chunk: finish(head(chunk)))
+
+
+def divergence_kernel(kind: Divergence = "forward", *, temperature: float = 1.0, share: float = 0.5) -> Kernel:
+    """How far a student Q is from the original model P, over the original's U tokens, the first of the student's V.
 
     Both are distributions over the original vocabulary: the student's logits are cut to it and normalised anew. To that comes what the
     student gives to new tokens where the original speaks: minus the logarithm of the rest. Without it a student that would rather write a
     marker than a word is told nothing (two thirds of a demo's chains were left without an English answer). The sum of a forward KL and this
-    is the KL over the whole vocabulary. Of the original P and the student Q:
+    is the KL over the whole vocabulary.
 
     - ``forward``: KL(P||Q). The student covers all that the original says.
     - ``reverse``: KL(Q||P). The student says nothing that the original does not.
@@ -187,81 +223,51 @@ def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish
       ``share``. Between both, and never more than ln 2 (arXiv 2306.13649).
 
     Args:
-        student_ND: hidden states at the places, from the model that trains.
-        teacher_ND: hidden states at the same places, from the original model; nothing flows back into them.
-        head: the student's head; its trained old rows get gradients.
-        finish: what follows the head, see ``final_logits``.
-        teacher_head: the original's own head. None: the old rows of ``head``, which are the original's unless they train.
         temperature: both logits are divided by it. The sum is multiplied by its square, so that gradients stay as large as they were.
         share: b of ``mixed``, above 0 and below 1.
 
     Raises:
-        ValueError: a setting is out of range, or the old rows train and no ``teacher_head`` is given.
+        ValueError: a setting is out of range.
     """
     if kind not in ("forward", "reverse", "mixed") or not temperature > 0 or not 0 < share < 1:
         raise ValueError(f"there is no divergence of kind '{kind}' at temperature {temperature} with share {share}")
-    if teacher_head is None and head.rows.old.requires_grad:
-        raise ValueError("the old rows of this head train, so they are not the original's: give a teacher_head")
-    original = teacher_head or head.original
 
-    def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            wanted_nV = finish(original(teacher_ND[part].detach()))
-        old = slice(0, wanted_nV.shape[-1])
-        nats = _divergence(logits_nV[:, old], wanted_nV, kind=kind, temperature=temperature, share=share,
-                           gradient=None if gradient is None else gradient[:, old])
-        return nats + _strayed(logits_nV, old.stop, gradient=gradient)
-
-    return _summed(student_ND, measure, head=head, project=lambda chunk: finish(head(chunk)))
-
-
-def _strayed(logits_nV: Tensor, size: int, *, gradient: Tensor | None) -> Tensor:
-    """Sum of minus the logarithms of the probability of the first ``size`` tokens. With q the probabilities among these and m that of all
-    others, the gradient is ``-m q`` there and the probability itself elsewhere; it is added to, or written into, ``gradient``."""
-    dtype = torch.promote_types(logits_nV.dtype, torch.float32)
-    total = torch.zeros((), dtype=dtype, device=logits_nV.device)
-    rows = _CACHED_ROWS if logits_nV.device.type == "cpu" else max(1, len(logits_nV))
-    for start in range(0, len(logits_nV) if logits_nV.shape[-1] > size else 0, rows):
-        part = slice(start, start + rows)
-        old, new = logits_nV[part, :size].to(dtype), logits_nV[part, size:].to(dtype)
-        of_old, of_new = old.logsumexp(-1, keepdim=True), new.logsumexp(-1, keepdim=True)
-        of_all = torch.logaddexp(of_old, of_new)
-        total += (of_all - of_old).sum()
+    def kernel(student_nV: Tensor, teacher_nU: Tensor, gradient: Tensor | None) -> Tensor:
+        size = teacher_nU.shape[-1]
+        old, wanted = (logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in (student_nV[:, :size], teacher_nU))
+        total, slope = _divergence(torch.log_softmax(old / temperature, -1), torch.log_softmax(wanted / temperature, -1), kind, share)
+        total, slope = total * temperature**2, slope.mul_(temperature)  # by the chain rule 1 / temperature, times the square of it
+        if student_nV.shape[-1] > size:
+            new = student_nV[:, size:].to(old.dtype)
+            of_old, of_new = old.logsumexp(-1, keepdim=True), new.logsumexp(-1, keepdim=True)
+            of_all = torch.logaddexp(of_old, of_new)
+            total += (of_all - of_old).sum()
+            # With m the probability of all new tokens, the gradient is their own there, and -m times that among the old ones elsewhere.
+            slope -= (old - of_old).exp_().mul_((of_new - of_all).exp())
+            if gradient is not None:
+                gradient[:, size:] = (new - of_all).exp_()
         if gradient is not None:
-            gradient[part, :size] -= ((old - of_old).exp_().mul_((of_new - of_all).exp())).to(gradient.dtype)
-            gradient[part, size:] = (new - of_all).exp_().to(gradient.dtype)
-    return total
+            gradient[:, :size] = slope
+        return total
+
+    return kernel
 
 
-def _divergence(student_nV: Tensor, teacher_nV: Tensor, *, kind: Divergence, temperature: float, share: float,
-                gradient: Tensor | None) -> Tensor:
-    """Sum of the divergences of rows of logits, and their gradient with respect to the student's into ``gradient`` if one is given.
+def _divergence(log_q: Tensor, log_p: Tensor, kind: Divergence, share: float) -> tuple[Tensor, Tensor]:
+    """Sum of the divergences of rows, and their gradient with respect to the student's logits.
 
-    A few rows at a time, as in ``_softmax_loss``: the float32 copies that differences of logarithms need are never a whole chunk's.
-    With q the student's probabilities, a divergence ``sum q g`` whose g is ``log q - log m`` has the gradient ``q (g - sum q g)``; the
-    forward one has ``q - p``.
+    A divergence ``sum q g`` whose g is ``log q - log m`` has the gradient ``q (g - sum q g)``; the forward one has ``q - p``.
     """
-    dtype = torch.promote_types(student_nV.dtype, torch.float32)
-    total = torch.zeros((), dtype=dtype, device=student_nV.device)
-    rows = _CACHED_ROWS if student_nV.device.type == "cpu" else max(1, len(student_nV))
-    for start in range(0, len(student_nV), rows):
-        part = slice(start, start + rows)
-        log_q, log_p = (torch.log_softmax(logits[part].to(dtype) / temperature, -1) for logits in (student_nV, teacher_nV))
-        q = log_q.exp()
-        if kind == "forward":
-            p = log_p.exp()
-            total += (p * (log_p - log_q)).sum()
-            slope = q.sub_(p)
-        else:
-            # For the mixture m the logarithm of b p + (1 - b) q is taken without leaving logarithms: both may be far below 1.
-            log_m = log_p if kind == "reverse" else torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
-            weight = 1.0 if kind == "reverse" else 1 - share
-            ratio = log_q - log_m
-            inner = (q * ratio).sum(-1, keepdim=True)
-            total += weight * inner.sum()
-            if kind == "mixed":
-                total += share * (log_p.exp() * (log_p - log_m)).sum()
-            slope = ratio.sub_(inner).mul_(q).mul_(weight)
-        if gradient is not None:
-            gradient[part] = slope.mul_(temperature)  # 1 / temperature by the chain rule, times the square of it
-    return total * temperature**2
+    q = log_q.exp()
+    if kind == "forward":
+        p = log_p.exp()
+        return (p * (log_p - log_q)).sum(), q.sub_(p)
+    # For the mixture m the logarithm of b p + (1 - b) q is taken without leaving logarithms: both may be far below 1.
+    log_m = log_p if kind == "reverse" else torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+    weight = 1.0 if kind == "reverse" else 1 - share
+    ratio = log_q - log_m
+    inner = (q * ratio).sum(-1, keepdim=True)
+    total = weight * inner.sum()
+    if kind == "mixed":
+        total = total + share * (log_p.exp() * (log_p - log_m)).sum()
+    return total, ratio.sub_(inner).mul_(q).mul_(weight)

@@ -59,7 +59,7 @@ class State:
         room: tokens for which the bins so far had room.
         recent: sums for the next line of the log.
         losses: mean loss of each of the last steps.
-        compiled: whether layers are compiled; None: nobody has tried. They stay so, since it rounds otherwise.
+        compiled: what is compiled and what was found not to pay; it stays so, since compiled code rounds otherwise.
 
     Args:
         digest: of what decides the steps; a checkpoint of another digest is not gone on from.
@@ -71,7 +71,7 @@ class State:
         self.seconds = 0.0
         self.recent = Window()
         self.losses: deque[float] = deque(maxlen=WINDOW)
-        self.compiled: bool | None = None
+        self.compiled: dict[str, bool] = {}
 
     def advance(self, done: StepDone, *, tokens: int, room: int, seconds: float, flops: float) -> None:
         """A step is done."""
@@ -136,6 +136,7 @@ class State:
         self._optimizer.load_state_dict(saved["optimizer"])
         self.recent = Window(*saved["recent"])
         self.losses.extend(saved["losses"])
-        self.compiled = saved.get("compiled")  # absent in one of an earlier version
+        compiled = saved.get("compiled")
+        self.compiled = compiled if isinstance(compiled, dict) else {}  # an earlier version asked one question
         self.step, self.tokens, self.labels, self.room, self.seconds = (
             saved[name] for name in ("step", "tokens", "labels", "room", "seconds"))

@@ -15,7 +15,7 @@ from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
 from transllm.model.lora import LoraLinear, drops
 from transllm.recipe.schema import Logits
-from transllm.training.loss import final_logits, summed_cross_entropy, summed_kl
+from transllm.training.loss import divergence_kernel, final_logits, summed_cross_entropy, summed_kl
 from transllm.training.mirror import hear
 from transllm.training.packing import Packed
 
@@ -50,20 +50,21 @@ class LossModule(nn.Module):
         self._adapted = [adapted]  # in a list: its parameters are peft's, they must not be registered twice
         self._finish = final_logits(adapted.base.config)
         self._heavy = heavy
-        self._logits = logits
+        self._weight = logits.weight
+        self.kernel = divergence_kernel(logits.divergence, temperature=logits.temperature, share=logits.share)
         self._soft_weight = soft_weight
 
     def forward(self, batch: Packed, heard_ND: Tensor | None = None) -> Loss:
         """The bin's loss; ``heard_ND`` are the original's hidden states, where it has a mirror."""
-        adapted, how = self._adapted[0], self._logits
+        adapted = self._adapted[0]
         hidden_TD = adapted.hidden(batch.ids_1T, batch.documents)[0]
         nats = summed_cross_entropy(hidden_TD, batch.labels_T, head=adapted.head, finish=self._finish, heavy=self._heavy,
                                     soft=batch.soft, soft_weight=self._soft_weight)
         if batch.mirror is None or heard_ND is None:
             return Loss(nats, nats.detach(), torch.zeros_like(nats))
         divergence = summed_kl(hidden_TD.index_select(0, batch.mirror.student_N), heard_ND, head=adapted.head, finish=self._finish,
-                               kind=how.divergence, temperature=how.temperature, share=how.share)
-        return Loss(nats + how.weight * divergence, nats.detach(), divergence.detach())
+                               kernel=self.kernel)
+        return Loss(nats + self._weight * divergence, nats.detach(), divergence.detach())
 
 
 @dataclass(frozen=True, slots=True)

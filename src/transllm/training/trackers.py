@@ -17,11 +17,10 @@ from typing import Any
 
 from transllm.errors import MissingExtraError, kind_and_line
 from transllm.files import write_json
-from transllm.recipe.schema import Tracker
+from transllm.recipe.training import EXTRA_TRACKERS, Tracker
 
 log = logging.getLogger(__name__)
 
-_PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 _IDS = "trackers.json"
 
 
@@ -32,8 +31,8 @@ def require(names: Sequence[Tracker]) -> None:
         MissingExtraError: it is, with the extra that brings it.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise MissingExtraError(_PACKAGES[name], name, f"The tracker '{name}' of training.trackers")
+        if name in EXTRA_TRACKERS and importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, name, f"The tracker '{name}' of training.trackers")
 
 
 class Trackers:
