@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from peers.contender import Contender, Lost, Turn
 from peers.data import Shape, model_folder, rows_a_step, rows_folder
-from peers.settings import BEST, LEARNING_RATE, LORA, Settings, shown
+from peers.settings import LEARNING_RATE, LORA, Settings, best, shown
+from transllm.model import compute_dtype
 
 Figure = Callable[[Turn], float]
 
@@ -46,6 +49,15 @@ class Track:
     limit: float = 900.0
     hurried: bool = False
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the device gains from it, by our own measure."""
+        return compute_dtype("auto", torch.device(self.device)) == torch.bfloat16
+
+    def best(self, family: str, task: str) -> Settings:
+        """The best known setting of ours or a peer here."""
+        return best(family, "finetune" if task == "finetune" else "pretrain", bfloat16=self.bfloat16)
+
     def contender(self, name: str, shape: Shape, *, settings: Settings | None = None, batch_tokens: int = 2048, label: str = "",
                   model: Path | None = None) -> Contender:
         """A contender on some rows.
@@ -57,7 +69,7 @@ class Track:
             model: a folder; None is the extended SmolLM2.
         """
         family = "ours" if name in ("ours", "floor") else name
-        own = settings if settings is not None else BEST[family, "finetune" if shape.task == "finetune" else "pretrain"]
+        own = settings if settings is not None else self.best(family, shape.task)
         if self.hurried and own.get("compile"):
             own = {**own, "compile": False}
         rows = rows_folder(self.work, shape)

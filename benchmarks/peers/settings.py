@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 Settings = dict[str, Any]
@@ -20,6 +21,14 @@ BEST: dict[tuple[str, str], Settings] = {
                                    "accumulate": 4, "template": "smollm2"},
 }
 
+WITHOUT_BFLOAT16: dict[tuple[str, str], Settings] = {
+    ("trl", "pretrain"): {"precision": "float32"},
+    ("trl", "finetune"): {"precision": "float32"},
+    ("llamafactory", "pretrain"): {"precision": "float32"},
+    ("llamafactory", "finetune"): {"precision": "float32"},
+}
+"""What is another where bfloat16 gains nothing: a processor without instructions for it multiplies fifty times as slowly in it."""
+
 AXES: dict[tuple[str, str], dict[str, list[Any]]] = {
     ("ours", "pretrain"): {"micro_tokens": [512, 1024, 2048], "precision": ["auto", "float32"]},
     ("ours", "finetune"): {"micro_tokens": [512, 1024, 2048]},
@@ -34,6 +43,17 @@ AXES: dict[tuple[str, str], dict[str, list[Any]]] = {
 }
 """What ``--sweep`` tries, one axis after the other: a full grid would take days. Attention comes before the size of batches: single rows
 win with eager attention and lose with SDPA here. LLaMA-Factory always packs in pre-training."""
+
+
+def best(name: str, task: str, *, bfloat16: bool) -> Settings:
+    """The best known setting of a contender, on a machine that gains from bfloat16 or on one that does not."""
+    return BEST[name, task] | ({} if bfloat16 else WITHOUT_BFLOAT16.get((name, task), {}))
+
+
+def challenges(name: str, task: str, *, bfloat16: bool) -> Iterator[tuple[str, Any]]:
+    """What a sweep tries."""
+    for axis, values in AXES[name, task].items():
+        yield from ((axis, value) for value in values if bfloat16 or value not in ("bfloat16", "autocast"))
 
 
 def shown(settings: Settings) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peers.contender import Contender, Lost, Turn
 from peers.data import Shape
 from peers.race import Track, tell
-from peers.settings import AXES, BEST, Settings, shown
+from peers.settings import Settings, challenges, shown
 
 _CLEARLY = 1.02  # a smaller gain is noise
 
@@ -43,12 +43,12 @@ def sweep(track: Track, name: str, shape: Shape, *, rounds: int) -> tuple[Settin
     Returns:
         the best setting, and all trials.
     """
-    best, trials = dict(BEST[name, shape.task]), list[Trial]()
+    best, trials = track.best(name, shape.task), list[Trial]()
     holder = _ready(track, name, shape, best)
     if isinstance(holder, str):
         return best, [Trial(name, shape.task, "the default", "", None, None, None, None, holder)]
     try:
-        for axis, value in _challenges(name, shape.task):
+        for axis, value in challenges(name, shape.task, bfloat16=track.bfloat16):
             if best[axis] == value:
                 continue
             settings = {**best, axis: value}
@@ -79,11 +79,6 @@ def table(trials: Sequence[Trial]) -> str:
         lines.append(f"| {one.contender} | {one.task} | {one.tried} | {one.against} | {measured} | {_number(one.rate, 0)} | "
                      f"{_number(one.peak_gib, 2)} | {one.outcome} |")
     return "\n".join(lines)
-
-
-def _challenges(name: str, task: str) -> Iterator[tuple[str, object]]:
-    for axis, values in AXES[name, task].items():
-        yield from ((axis, value) for value in values)
 
 
 def _ready(track: Track, name: str, shape: Shape, settings: Settings) -> Contender | str:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transllm import processes
 from transllm.errors import ModelError
 from transllm.model.attention import PACKED, Documents
+from transllm.model.gate import use_our_gate
 from transllm.model.load import place, weight_of
 from transllm.model.lora import join_siblings, number_layers, use_our_layer
 from transllm.model.masters import keep_masters, plain_name
@@ -119,14 +120,14 @@ class Adapted:
             ModelError: the attention that is asked for cannot be used.
         """
         chosen = choose_attention(self.base, attention)
-        found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0}
+        found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0, "lean_gates": 0}
         if self.sharded:  # the others hold on to weights that come and go
             self.take_back()
             return found
         ids_1T, documents = probe(self.base)
         with torch.no_grad():
             siblings = join_siblings(self.base, lambda: hidden_states(self.base, ids_1T, documents))
-        return {**found, "joined_layers": siblings, "fast_norms": use_our_norm(self.base)}
+        return {**found, "joined_layers": siblings, "fast_norms": use_our_norm(self.base), "lean_gates": use_our_gate(self.base)}
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """The LoRA layer that training runs: peft's, with forward and backward written as a few products and nothing else.
 
 peft computes ``W x + s B (A x)`` with separate kernels for the cast, the scale and the sum. On a processor these cost as much
-as the products. Here both branches accumulate into one result, forward and backward, and only ``x`` and ``A x`` are kept.
+as the products. Here both branches accumulate into one result, forward and backward, and only ``x`` (or what it is made from, see
+``again``) and ``A x`` are kept.
 Layers that read the same input (query, key and value; gate and up) share their products: their weights are stacked, which
 gives fewer and larger products, and one gradient of the input instead of a sum. Weights of the adapter stay float32 and are cast for each
 product, so an update smaller than bfloat16's step is not lost.
@@ -23,6 +24,8 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
+
+from transllm.model.again import Again, again
 
 _PRIME = 1_000_003  # layers of a bin, and bins of neighbouring seeds, draw unlike numbers
 _BIN = threading.local()
@@ -91,7 +94,8 @@ class _LoraProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stacked: _Stacked, seen: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, origin: Again | None, stacked: _Stacked, seen: Sequence[Tensor],
+                *weights: Tensor) -> tuple[Tensor, ...]:
         x_ni = x.reshape(-1, x.shape[-1])
         if seen:
             inner_nr = torch.cat([(x_ni * one) @ a_ri.T for one, a_ri in zip(seen, stacked.a_ri.split(stacked.ranks), strict=True)], dim=1)
@@ -102,13 +106,15 @@ class _LoraProduct(torch.autograd.Function):
         results = result_no.split(stacked.outputs, dim=1)
         for result, inner, b_or in zip(results, inner_nr.split(stacked.ranks, dim=1), stacked.b_or, strict=True):
             result.addmm_(inner, b_or.T)
-        ctx.save_for_backward(x_ni, inner_nr, *seen)
-        ctx.stacked, ctx.shape = stacked, x.shape
+        ctx.save_for_backward(inner_nr, *seen, *(x_ni,) if origin is None else origin.of)
+        ctx.make, ctx.stacked, ctx.shape, ctx.seen = origin and origin.make, stacked, x.shape, len(seen)
         return tuple(result.view(*x.shape[:-1], -1) for result in results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_ni, inner_nr, *seen = ctx.saved_tensors
+        inner_nr, *others = ctx.saved_tensors
+        seen, source = others[: ctx.seen], others[ctx.seen:]
+        x_ni = (ctx.make(*source) if ctx.make else source[0]).reshape(len(inner_nr), -1)
         stacked: _Stacked = ctx.stacked
         parts = [gradient.reshape(len(x_ni), -1) for gradient in gradients]
         inner_gradient_nr = torch.empty_like(inner_nr)
@@ -130,7 +136,7 @@ class _LoraProduct(torch.autograd.Function):
             a_gradients = [*(inner_gradient_nr.T @ x_ni).float().split(stacked.ranks)]
         b_gradients = [(part.T @ inner).float().mul_(scale) for part, inner, scale in
                        zip(parts, inner_nr.split(stacked.ranks, dim=1), stacked.scales, strict=True)]
-        return None if x_gradient is None else x_gradient.view(ctx.shape), None, None, *a_gradients, *b_gradients
+        return None if x_gradient is None else x_gradient.view(ctx.shape), None, None, None, *a_gradients, *b_gradients
 
 
 class _Frozen(NamedTuple):
@@ -176,7 +182,7 @@ class _Family:
         if held is None or held[0] is not x or member not in held[1]:
             stacked = _Stacked(self._members, self._frozen)
             seen = [one.seen(x.reshape(-1, x.shape[-1])) for one in self._members] if member.left_out else []
-            outputs = _LoraProduct.apply(x, stacked, seen, *stacked.trained)  # type: ignore[no-untyped-call]  # torch's own
+            outputs = _LoraProduct.apply(x, again(x), stacked, seen, *stacked.trained)  # type: ignore[no-untyped-call]  # torch's own
             held = (x, dict(zip(self._members, outputs, strict=True)))
         output = held[1].pop(member)
         self._waiting.held = held if held[1] else None

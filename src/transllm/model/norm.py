@@ -13,18 +13,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from transllm.model.again import made
+
 
 class _RmsNorm(torch.autograd.Function):
-    """``weight * (x / rms(x))``; the quotient is rounded to x's precision first, as Llama's family does."""
+    """``weight * (x / rms(x))`` and the quotient, which is rounded to x's precision first, as Llama's family does."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         wide = x.float()
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
         inverse = mean_square.add_(eps).rsqrt_()
         normed = wide.mul(inverse).to(x.dtype)
         ctx.save_for_backward(normed, inverse.to(x.dtype), weight_D)
-        return normed * weight_D
+        ctx.mark_non_differentiable(normed)
+        return normed * weight_D, normed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -59,7 +62,7 @@ def use_our_norm(model: nn.Module) -> int:
 @torch.no_grad()
 def _same(module: nn.Module, weight_D: Tensor, eps: float) -> bool:
     probe = torch.linspace(-2, 3, 2 * len(weight_D), dtype=torch.float32).view(2, -1).to(weight_D.dtype)
-    ours: Tensor = _RmsNorm.apply(probe, weight_D, eps)  # type: ignore[no-untyped-call]  # torch's own
+    ours: Tensor = _RmsNorm.apply(probe, weight_D, eps)[0]  # type: ignore[no-untyped-call]  # torch's own
     theirs: Tensor = module(probe)
     return theirs.shape == ours.shape and torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-3)
 
@@ -70,7 +73,7 @@ def _wrap(module: nn.Module, weight_D: Tensor, eps: float) -> None:
     def forward(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return cast(Tensor, own(x))
-        normed: Tensor = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
-        return normed
+        output, normed = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
+        return made(output, torch.mul, normed, weight_D)
 
     module.forward = forward

@@ -1,0 +1,105 @@
+"""The gated layer ``down(act(gate(x)) * up(x))`` that keeps its two factors and nothing else for the backward pass.
+
+Autograd keeps what the activation gave, and the layer after it the product: a quarter of all that a step holds. Both are made again from
+the factors, in two passes over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from transllm.model.again import made
+from transllm.model.lora import LoraLinear
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class _Gated(torch.autograd.Function):
+    """``act(gate) * up``."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Activation) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act = act
+        return act(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = gate.detach().requires_grad_()
+            opened = ctx.act(leaf)
+        (gate_gradient,) = torch.autograd.grad(opened, leaf, gradients[0] * up)
+        return gate_gradient, gradients[0] * opened.detach(), None
+
+
+class _Parts(NamedTuple):
+    gate: LoraLinear
+    up: LoraLinear
+    down: LoraLinear
+    act: nn.Module
+
+
+def use_our_gate(model: nn.Module) -> int:
+    """Let the gated layers of a model that compute what is written above keep less while gradients are taken.
+
+    Which do is measured, whatever their parts are called. Without gradients, and where layers are compiled, each stays its own.
+
+    Returns:
+        how many there are.
+    """
+    changed = 0
+    for module in model.modules():
+        parts = next((parts for parts in _candidates(module) if _same(module, parts)), None)
+        if parts is not None:
+            _wrap(module, parts)
+            changed += 1
+    return changed
+
+
+def _candidates(module: nn.Module) -> Iterator[_Parts]:
+    """What of the module could be which part, going by shapes."""
+    children = list(module.children())
+    layers = [child for child in children if isinstance(child, LoraLinear)]
+    others = [child for child in children if not isinstance(child, LoraLinear)]
+    if len(layers) != 3 or len(others) != 1 or list(others[0].parameters()):
+        return
+    for gate, up, down in permutations(layers):
+        if gate.base_layer.weight.shape == up.base_layer.weight.shape == down.base_layer.weight.T.shape:
+            yield _Parts(gate, up, down, others[0])
+
+
+def _gated(parts: _Parts, x: Tensor) -> Tensor:
+    gate, up = parts.gate(x), parts.up(x)
+    product: Tensor = _Gated.apply(gate, up, parts.act)  # type: ignore[no-untyped-call]  # torch's own
+    return cast(Tensor, parts.down(made(product, lambda gate, up: parts.act(gate) * up, gate, up)))
+
+
+@torch.no_grad()
+def _same(module: nn.Module, parts: _Parts) -> bool:
+    weight: Tensor = parts.gate.base_layer.weight  # type: ignore[assignment]
+    draw = torch.Generator().manual_seed(1)
+    probe = torch.randn(2, weight.shape[1], generator=draw).to(weight)
+    training = module.training
+    module.eval()  # dropout would draw
+    try:
+        ours, theirs = _gated(parts, probe), module(probe)
+    finally:
+        module.train(training)
+    return isinstance(theirs, Tensor) and theirs.shape == ours.shape and torch.equal(ours, theirs)
+
+
+def _wrap(module: nn.Module, parts: _Parts) -> None:
+    own = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or not parts.down.short_way:
+            return cast(Tensor, own(x))
+        return _gated(parts, x)
+
+    module.forward = forward
