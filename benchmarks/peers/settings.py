@@ -22,9 +22,11 @@ BEST: dict[tuple[str, str], Settings] = {
 }
 
 WITHOUT_BFLOAT16: dict[tuple[str, str], Settings] = {
-    ("trl", "pretrain"): {"precision": "float32"},
+    ("ours", "pretrain"): {"micro_tokens": 512},
+    ("ours", "finetune"): {"micro_tokens": 512},
+    ("trl", "pretrain"): {"precision": "float32", "compile": False, "packing": "grouped"},
     ("trl", "finetune"): {"precision": "float32"},
-    ("llamafactory", "pretrain"): {"precision": "float32"},
+    ("llamafactory", "pretrain"): {"precision": "float32", "compile": False},
     ("llamafactory", "finetune"): {"precision": "float32"},
 }
 """What is another where bfloat16 gains nothing: a processor without instructions for it multiplies fifty times as slowly in it."""
