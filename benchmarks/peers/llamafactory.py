@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.machinery
+import json
+import shutil
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 from peers.turns import Turns, asked
@@ -30,7 +33,8 @@ def main() -> None:
     lora = ask["lora"]
     count_batches(turns, pad_id=AutoTokenizer.from_pretrained(ask["model"]).pad_token_id)
     run_exp({
-        "stage": "pt" if pretrain else "sft", "do_train": True, "model_name_or_path": ask["model"], "finetuning_type": "lora",
+        "stage": "pt" if pretrain else "sft", "do_train": True, "finetuning_type": "lora",
+        "model_name_or_path": str(_in_float32(Path(ask["model"]), Path(ask["scratch"])) if own["precision"] == "float32" else ask["model"]),
         "lora_target": "all", "lora_rank": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": 0.0, "trust_remote_code": False,
         "dataset": ask["task"], "dataset_dir": ask["rows"], "template": None if pretrain else own["template"],
         "default_system": None if pretrain else _SYSTEM, "cutoff_len": ask["length"],
@@ -42,6 +46,20 @@ def main() -> None:
         "torch_compile": own["compile"], "output_dir": ask["scratch"], "overwrite_output_dir": True, "save_strategy": "no",
         "logging_steps": 10, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, **_PRECISION[own["precision"]],
     }, callbacks=[Paced(turns)])
+
+
+def _in_float32(model: Path, scratch: Path) -> Path:
+    """A copy of the model: LLaMA-Factory trains in the precision that a model is stored in, whatever the processor makes of it."""
+    from safetensors.torch import load_file, save_file
+
+    copy = scratch / "float32"
+    shutil.copytree(model, copy, dirs_exist_ok=True)
+    for file in copy.glob("*.safetensors"):
+        save_file({name: tensor.float() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config |= {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return copy
 
 
 def _without_sound() -> None:
