@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from transllm.errors import ModelError
-from transllm.model import compute_dtype, load_chat_model, load_folder, original_digest
+from transllm.model import load_chat_model, load_folder, original_digest
 from transllm.recipe.schema import ModelSource
 
 
@@ -78,10 +78,3 @@ def test_the_digest_of_a_local_model_follows_its_files(tmp_path: Path) -> None:
     assert original_digest(_source(tmp_path / "model"), folder=tmp_path) != first
     hub = {original_digest(ModelSource(source="someone/model", revision=revision), folder=tmp_path) for revision in (None, "a", "b")}
     assert len(hub) == 3
-
-
-def test_precision() -> None:
-    cpu = torch.device("cpu")
-    assert compute_dtype("float32", cpu) == torch.float32
-    assert compute_dtype("bfloat16", cpu) == torch.bfloat16
-    assert compute_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
