@@ -129,7 +129,7 @@ class Stated:
         return self._seconds(forward * (2 if self._recipe.training.gradient_checkpointing else 1) + backward, self._device.training)
 
     def saved(self, work: Learning) -> float:
-        """Bytes a token that are kept for the backward pass."""
+        """Bytes a token that are kept for the backward pass: as where layers are shared out, and nothing is made again (model/again.py)."""
         shape = self._shape
         layer = (10 * shape.hidden + 4 * shape.intermediate) * self._width
         return shape.layers * shape.hidden * self._width + layer if self._recipe.training.gradient_checkpointing else shape.layers * layer
