@@ -49,7 +49,7 @@ win with eager attention and lose with SDPA here. LLaMA-Factory always packs in 
 
 def best(name: str, task: str, *, bfloat16: bool) -> Settings:
     """The best known setting of a contender, on a machine that gains from bfloat16 or on one that does not."""
-    return BEST[name, task] | ({} if bfloat16 else WITHOUT_BFLOAT16.get((name, task), {}))
+    return BEST[name, task] | ({} if bfloat16 else WITHOUT_BFLOAT16[name, task])
 
 
 def challenges(name: str, task: str, *, bfloat16: bool) -> Iterator[tuple[str, Any]]:

@@ -31,12 +31,12 @@ from transllm.pipeline.shape import Shape
 from transllm.pipeline.speed import Span, Speed
 from transllm.pipeline.workload import Learning, Writing, bridging, document_tokens, evaluating, learning, recovering
 from transllm.recipe.schema import Recipe
+from transllm.training.loss import CHUNK
 
 MARKERS = 3
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
 _WATCHED = 3 * 12  # held-out documents that a training stage scores, a dozen at a time
-_CHUNK = 256  # labels that the loss takes at a time
 _RUNTIME = {"cpu": 0.4, "other": 0.8}  # GiB of Python and torch; of an accelerator's context and libraries
 _LEFT = {"cpu": 0.25, "other": 0.0}  # GiB that the stages before leave in a process
 _LOST = {"cpu": 1.8, "other": 1.1}
@@ -183,7 +183,7 @@ class Estimate:
                             layers * min(2, sizes.shape.layers) / sizes.shape.layers + gradient, body=sizes.body)
         lanes = self.speed.lanes(work)
         kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
-        logits = 3 * min(_CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
+        logits = 3 * min(CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
         passing = lanes * (kept + logits) + (lanes - 1) * 4 * self.sizes.trained
         stored = self.recipe.model.dtype == "float32", self.width == 4
         # Weights that are quantised are so one after the other, as they come.

@@ -11,7 +11,7 @@ Shapes: T tokens of a packed row, N places among them where something is learned
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -108,6 +108,12 @@ def _by_chunk(wanted_N: Tensor) -> list[Tensor]:
     return [part % CHUNK for part in places.split(counts)]
 
 
+def _few_rows(logits_NV: Tensor) -> Iterator[slice]:
+    """Rows to take at once: on a processor so few that they stay in its cache, elsewhere all."""
+    rows = _CACHED_ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+    return (slice(start, start + rows) for start in range(0, len(logits_NV), rows))
+
+
 def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | None, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Sum of the cross entropies in float32, and their gradient (softmax minus one-hot) into ``gradient`` if one is given.
 
@@ -121,9 +127,8 @@ def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | Non
     """
     if gradient is None:
         return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
-    rows = _CACHED_ROWS if logits_NV.device.type == "cpu" else len(logits_NV)
-    for start in range(0, len(logits_NV), max(1, rows)):
-        torch.softmax(logits_NV[start: start + rows], -1, out=gradient[start: start + rows])
+    for few in _few_rows(logits_NV):
+        torch.softmax(logits_NV[few], -1, out=gradient[few])
     at_label = (torch.arange(len(labels_N), device=labels_N.device), labels_N)
     chosen = gradient[at_label]
     once = torch.ones_like(chosen)
@@ -199,10 +204,7 @@ def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish
     def measure(part: slice, logits_nV: Tensor, gradient: Tensor | None) -> Tensor:
         wanted_nU = finish(original(teacher_ND[part].detach()))
         total = torch.zeros((), dtype=torch.promote_types(logits_nV.dtype, torch.float32), device=logits_nV.device)
-        # A few rows at a time, as in ``_softmax_loss``: the float32 copies that differences of logarithms need are never a whole chunk's.
-        rows = _CACHED_ROWS if logits_nV.device.type == "cpu" else len(logits_nV)
-        for start in range(0, len(logits_nV), max(1, rows)):
-            few = slice(start, start + rows)
+        for few in _few_rows(logits_nV):  # so that the float32 copies that differences of logarithms need are never a whole chunk's
             total += kernel(logits_nV[few], wanted_nU[few], None if gradient is None else gradient[few])
         return total
 
