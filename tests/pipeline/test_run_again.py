@@ -68,9 +68,12 @@ def test_the_run_folders_own_recipe_goes_on_too(finished: Any, tmp_path: Path) -
 
 
 def test_a_project_that_was_moved_is_still_done(finished: Any, home: Any, tmp_path: Path) -> None:
-    """Recipe, files, model and run under another folder, with their times, as ``mv`` leaves them."""
+    """Recipe, files, model and run under another folder, with other times: as a copy or a checkout leaves them, and so as ``mv`` does."""
     finished.copy(tmp_path / "runs")
-    assert _worked(home.at(tmp_path / "elsewhere").recipe, tmp_path / "runs") == []
+    mine = home.at(tmp_path / "elsewhere")
+    for file in filter(Path.is_file, mine.folder.rglob("*")):
+        os.utime(file, ns=(0, 0))
+    assert _worked(mine.recipe, tmp_path / "runs") == []
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
@@ -104,6 +107,18 @@ def _touch(name: str) -> Callable[[Any], None]:
     return lambda home: os.utime(home.folder / name, ns=(0, 0))
 
 
+def _swap(name: str) -> Callable[[Any], None]:
+    """One byte becomes another; size and time stay."""
+    def change(home: Any) -> None:
+        file = home.folder / name
+        content, when = bytearray(file.read_bytes()), file.stat().st_mtime_ns
+        content[-2] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(when, when))
+
+    return change
+
+
 @pytest.fixture(scope="module")
 def other(finished: Any, home: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A home of its own whose run is done, so that its files may change. The digests are made to be those of its paths."""
@@ -118,13 +133,16 @@ def other(finished: Any, home: Any, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize(("change", "expected"), [
     (_append("pairs.tsv", "One more.\tUna más.\n"), set(STAGES) - {"recover"}),
-    (_touch("pairs.tsv"), set(STAGES) - {"recover"}),
+    (_touch("pairs.tsv"), set()),
+    (_swap("pairs.tsv"), set(STAGES) - {"recover"}),
     (_append("prompts.txt", "What is one more prompt?\n"), {"recover", *AFTER_BITEXT}),
     (_append("queries.txt", "¿Una pregunta más?\n"), {"evaluate"}),
     (_append("model/tokenizer.json", "\n"), {"extend", "recover", *AFTER_EXTEND}),
-    (_touch("model/model.safetensors"), {"extend", "recover", *AFTER_EXTEND}),
+    (_touch("model/model.safetensors"), set()),
+    (_swap("model/model.safetensors"), {"extend", "recover", *AFTER_EXTEND}),
     (_append("chat.jinja", "{# another #}"), {"extend", "recover", *AFTER_EXTEND}),
-], ids=["pairs longer", "pairs newer", "prompts", "queries", "tokenizer", "weights", "template"])
+], ids=["pairs longer", "pairs touched", "pairs of the same size and time", "prompts", "queries", "tokenizer", "weights touched",
+        "weights of the same size and time", "template"])
 def test_what_a_changed_file_makes_stale(other: tuple[Any, Path], tmp_path: Path, change: Callable[[Any], None],
                                          expected: set[str]) -> None:
     mine, run = other

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from transllm.data.package import package_file
+from transllm.digests import file_digest
 from transllm.errors import ModelError, first_line
 from transllm.recipe.schema import ModelSource
 
@@ -104,7 +105,7 @@ def commit_of(path: str, options: dict[str, Any]) -> str:
 
 
 def original_digest(source: ModelSource, *, folder: Path, cache: Path | None = None) -> str:
-    """Digest of what the recipe names: of the files for local models and templates (size and time, not content), else of the name."""
+    """Digest of what the recipe names: of the files' content for local models and templates, else of the name."""
     digest = hashlib.sha256(repr((source.source, source.file, source.revision)).encode())
     files: list[Path] = []
     if (folder / Path(source.source).expanduser()).exists():
@@ -115,7 +116,7 @@ def original_digest(source: ModelSource, *, folder: Path, cache: Path | None = N
         files.append(folder / source.chat_template)
     for file in files:
         if file.is_file():
-            digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
+            digest.update(f"{file.name} {file_digest(file, cache=cache)}\n".encode())
     return digest.hexdigest()[:16]
 
 

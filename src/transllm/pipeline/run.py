@@ -13,6 +13,7 @@ from typing import Literal
 
 from transllm import processes
 from transllm.data.patterns import names_on_disk
+from transllm.digests import file_digest
 from transllm.errors import RecipeError, RunError
 from transllm.evaluation.metrics import Metrics
 from transllm.generation import require_engine
@@ -159,7 +160,7 @@ def _dependents(stage: Stage) -> list[str]:
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool, progress: Progress,
                cache: Path | None) -> tuple[str, bool]:
     """Bring one stage up to date; gives its digest, and whether there was work."""
-    digest, inputs, done = processes.on_main(lambda: _begin_stage(stage, recipe, run, digests, again=again, progress=progress))
+    digest, inputs, done = processes.on_main(lambda: _begin_stage(stage, recipe, run, digests, again=again, progress=progress, cache=cache))
     if done:
         return digest, False
     context = Context(recipe, run, run / stage.name, progress, cache)
@@ -177,10 +178,10 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str],
     return digest, True
 
 
-def _begin_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool,
-                 progress: Progress) -> tuple[str, dict[str, str], bool]:
+def _begin_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str], *, again: bool, progress: Progress,
+                 cache: Path | None) -> tuple[str, dict[str, str], bool]:
     """Make a stage's folder ready; gives its digest, those of its inputs, and whether it is done already."""
-    digest, inputs = _digest(stage, recipe, digests)
+    digest, inputs = _digest(stage, recipe, digests, cache=cache)
     folder = run / stage.name
     manifest = read_manifest(folder)
     if manifest is not None and manifest["digest"] == digest and not again:
@@ -197,14 +198,14 @@ def _begin_stage(stage: Stage, recipe: Recipe, run: Path, digests: dict[str, str
     return digest, inputs, False
 
 
-def _digest(stage: Stage, recipe: Recipe, digests: dict[str, str]) -> tuple[str, dict[str, str]]:
+def _digest(stage: Stage, recipe: Recipe, digests: dict[str, str], *, cache: Path | None = None) -> tuple[str, dict[str, str]]:
     inputs = {name: digests[name] for name in stage.needs}
-    extra = original_digest(recipe.model, folder=recipe.folder) if "model" in stage.sections else ""
-    return stage.digest(recipe, inputs, extra + _files_digest(recipe, stage)), inputs
+    extra = original_digest(recipe.model, folder=recipe.folder, cache=cache) if "model" in stage.sections else ""
+    return stage.digest(recipe, inputs, extra + _files_digest(recipe, stage, cache)), inputs
 
 
-def _files_digest(recipe: Recipe, stage: Stage) -> str:
-    """Size and time of the local files that a stage's sections name: a changed file makes it stale."""
+def _files_digest(recipe: Recipe, stage: Stage, cache: Path | None) -> str:
+    """Content of the local files that a stage's sections name: a changed file makes it stale, one that was copied or touched does not."""
     from transllm.recipe.check import sources_of
 
     found = []
@@ -214,7 +215,7 @@ def _files_digest(recipe: Recipe, stage: Stage) -> str:
         for pattern in [source.files] if isinstance(source.files, str) else source.files:
             for name in names_on_disk(pattern, recipe.folder, language=recipe.target.code):
                 file = Path(name)
-                found.append(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}")
+                found.append(f"{file.name}:{file_digest(file, cache=cache) if file.is_file() else 'no file'}")
     return ",".join(found)
 
 
