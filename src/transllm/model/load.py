@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
 from transllm.errors import ModelError, first_line
 from transllm.model.source import chat_tokenizer, located, quiet, reading, stop_ids
@@ -137,8 +138,12 @@ def _without_quantiser(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    with no_init_weights():  # seconds of random numbers
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     plain.load_state_dict(model.state_dict(), assign=True)
+    computed = dict(model.named_buffers())  # which are not stored, and could be set with the random numbers
+    for name, buffer in plain.named_buffers():
+        buffer.data = computed[name]
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
