@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,6 +203,33 @@ def test_a_line_over_depths() -> None:
     assert (line.head, line.layer, line.at(30)) == (3.0, 1.0, 33.0)
     assert Line.through((1, 1), (2.0, 2.0)).at(1) == 2.0
     assert Line(-1.0, 2.0).scaled(head=3, layer=4) == Line(0.0, 8.0)
+
+
+def test_a_line_between_two_and_beyond() -> None:
+    few, many = Line(1.0, 2.0), Line(3.0, 3.0)
+    assert [few.toward(many, share) for share in (0, 0.5, 1, 3)] == [few, Line(2.0, 2.5), many, Line(7.0, 5.0)]
+    assert many.toward(few, 5) == many, "more rows are never quicker, whatever the noise"
+
+
+def test_a_larger_batch_is_not_so_many_small_ones(tmp_path: Path) -> None:
+    """A step reads the weights once for all of its rows: with a few rows measured, their step must not be multiplied."""
+    ticks = itertools.count(0.0)  # a clock for which all steps take the same
+    found = calibrate(shape(tmp_path), TRAINING, [], {"one": Writing(4, 4, 10, (5, 9)), "other": Writing(400, 400, 10, (5, 9))}, new=7,
+                      dtype=torch.float32, tflops=1e-5, seconds=0.1, clock=lambda: next(ticks))
+    assert "fewer tokens" in found.about and found.step["one"] == found.step["other"] > 0
+
+
+def test_beams_read_their_prompt_once(tmp_path: Path) -> None:
+    def seconds(beams: int) -> float:
+        recipe = load_recipe(LLAMA, overrides=[f"bridge.translator={{name: self, beam_size: {beams}}}", f"bridge.batch_size={100 * beams}"])
+        work = bridging(recipe)
+        assert work.beams == beams
+        estimate = Estimate(recipe, Sizes(recipe, made), speed, Cluster(), width=2, kind="other")
+        return estimate._writing_seconds("bridge", work)[0]
+
+    made = shape(tmp_path)
+    speed: Any = SimpleNamespace(prefill=lambda stage: (1.0, 1.0), step=lambda stage, work: (0.0, 0.0))
+    assert seconds(1) == seconds(4) > 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"model_type": "qwen2"}, {"model_type": "gemma2", "head_dim": 8}])

@@ -9,7 +9,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,24 +180,27 @@ def _gguf_read_once() -> Iterator[None]:
     inside, each is read once, and turned into Python's values once more where the weights are wanted (30 of 40 s for a vocabulary of
     49,152)."""
     import gguf
-    from transformers import modeling_gguf_pytorch_utils as checkpoints
+    from transformers import modeling_gguf_pytorch_utils
 
-    own: dict[str, tuple[Any, Callable[..., Any]]] = {name: (gguf, getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, (module, function) in own.items():
-        setattr(module, name, functools.cache(function))
+    reader: Any = gguf
+    checkpoints: Any = modeling_gguf_pytorch_utils
     load = checkpoints.load_gguf_checkpoint
     header = functools.cache(load)
 
     def load_once(path: str, return_tensors: bool = False, **options: Any) -> dict[str, Any]:
-        return load(path, return_tensors, **options) if return_tensors else copy.deepcopy(header(path))  # its readers change it
+        found: dict[str, Any] = load(path, return_tensors, **options) if return_tensors else copy.deepcopy(header(path))
+        return found  # a copy, since its readers change it
 
+    own = {name: getattr(reader, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in own.items():
+        setattr(reader, name, functools.cache(function))
     checkpoints.load_gguf_checkpoint = load_once
     try:
         yield
     finally:
         checkpoints.load_gguf_checkpoint = load
-        for name, (module, function) in own.items():
-            setattr(module, name, function)
+        for name, function in own.items():
+            setattr(reader, name, function)
 
 
 def _mend_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:

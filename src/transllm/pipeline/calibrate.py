@@ -62,6 +62,10 @@ class Line:
         """Both parts multiplied; noise can make a part that is next to nothing negative."""
         return Line(max(0.0, self.head) * head, max(0.0, self.layer) * layer)
 
+    def toward(self, other: Line, share: float) -> Line:
+        """This line at 0, the other at 1, and so on beyond; what noise makes less is taken for the same."""
+        return Line(*(max(0.0, one + share * max(0.0, more - one)) for one, more in ((self.head, other.head), (self.layer, other.layer))))
+
     @classmethod
     def through(cls, depths: tuple[int, int], values: tuple[float, float]) -> Line:
         """The line through two points; one depth alone is all there is, and has no slope."""
@@ -113,7 +117,7 @@ def calibrate(shape: Shape, training: Training, learning: Sequence[Learning], wr
     """
     start = time.perf_counter()
     sample = _Sample(shape, training, new=new, dtype=dtype, tflops=tflops, clock=clock)
-    written = {name: sample.write(work, _WRITING * seconds / len(writing)) for name, work in writing.items()}
+    written = sample.write(writing, _WRITING * seconds) if writing else {}
     setup = sample.adapt()
     saved = {work.name: sample.saved(work) for work in learning}
     sample.checkpoint()
@@ -173,29 +177,40 @@ class _Sample:
             said.append("fewer tokens at once than the recipe's")
         return ", ".join(said)
 
-    def write(self, work: Writing, seconds: float) -> tuple[Line, Line]:
-        """Seconds of a token of a prompt, and of a batch's next token, as lines over the layers."""
-        batch = min(work.batch, max(1, work.rows))
-        tokens = round(seconds / 10 * self._flops / self._flops_a_token())
-        # Reading a shorter context costs a step little; a smaller batch would cost it much.
-        rows = max(1, min(batch, tokens // _LEAST_CONTEXT))
-        context = max(_LEAST_CONTEXT, min(work.context, tokens // rows))
-        self._fewer_tokens |= rows * context < batch * work.context
-        engine = LocalEngine(self._model, pad_id=0, batch_size=rows)
-        draw = random.Random(0)
-        prompts = [[draw.randrange(self._old) for _ in range(context)] for _ in range(rows)]
+    def write(self, works: Mapping[str, Writing], seconds: float) -> dict[str, tuple[Line, Line]]:
+        """By stage, seconds of a token of a prompt, and of a batch's next token, as lines over the layers.
 
-        def once() -> tuple[float, float]:
-            watch = Stopwatch(self._clock)
-            watch.advance(0)
-            list(engine.generate(prompts, sampling=Sampling(_STEPS), on_token=lambda row, _: watch.advance(1) if row == 0 else None))
-            first, *steps = watch.laps
-            return first / (rows * context), statistics.median(steps) * batch / rows
+        A step reads all weights, however few its rows are, so it is measured with few rows and with more: what a row adds is known then,
+        and from that the step of each stage's batch.
+        """
+        batches = {name: min(work.batch, max(1, work.rows)) for name, work in works.items()}
+        # Each depth three times, the lesser one a third as long, and a quarter as many rows beside.
+        tokens = round(seconds / 6 * self._flops / self._flops_a_token())
+        # Reading a shorter context costs a step little; a smaller batch would cost it much.
+        many = max(2, min(max(batches.values()), tokens // (_LEAST_CONTEXT + _STEPS)))
+        few = max(1, many // 4)
+        context = max(_LEAST_CONTEXT, min(max(work.context for work in works.values()), tokens // many - _STEPS))
+        self._fewer_tokens |= any(many * context < batches[name] * work.context for name, work in works.items())
+        draw = random.Random(0)
+        prompts = [[draw.randrange(self._old) for _ in range(context)] for _ in range(many)]
+
+        def once() -> tuple[float, float, float]:
+            first, step = self._answer(prompts)
+            return first / (many * context), step, self._answer(prompts[:few])[1]
 
         found = self._both_depths(once, seconds)
-        prefill, step = (Line.through(self.depths, (statistics.median(one[part] for one in found[0]),
-                                                    statistics.median(one[part] for one in found[1]))) for part in (0, 1))
-        return self._full(prefill), self._full(step)
+        prefill, more, less = (Line.through(self.depths, (statistics.median(one[part] for one in found[0]),
+                                                          statistics.median(one[part] for one in found[1]))) for part in range(3))
+        return {name: (self._full(prefill), self._full(less.toward(more, (batch - few) / (many - few)))) for name, batch in batches.items()}
+
+    def _answer(self, prompts: Sequence[Sequence[int]]) -> tuple[float, float]:
+        """Seconds until all prompts have their first token, and of a next one."""
+        watch = Stopwatch(self._clock)
+        watch.advance(0)
+        engine = LocalEngine(self._model, pad_id=0, batch_size=len(prompts))
+        list(engine.generate(prompts, sampling=Sampling(_STEPS), on_token=lambda row, _: watch.advance(1) if row == 0 else None))
+        first, *steps = watch.laps
+        return first, statistics.median(steps)
 
     def adapt(self) -> float:
         """Put the adapter on, as a training stage does; gives the seconds it took."""

@@ -203,7 +203,7 @@ class Estimate:
     def _writing_seconds(self, name: str, work: Writing) -> Span:
         """Prompts are read once; each batch then takes a step for each token of its longest answer."""
         prefill, steps = self.speed.prefill(name), self.speed.step(name, work)
-        read = [work.rows * work.prompt * seconds for seconds in prefill]
+        read = [work.rows / work.beams * work.prompt * seconds for seconds in prefill]
         batches = work.rows / min(work.batch, work.rows)
         return (read[0] + batches * work.length[0] * steps[0], read[1] + batches * work.length[1] * steps[1])
 

@@ -66,12 +66,14 @@ class Writing:
         batch: rows at once.
         prompt: tokens of a prompt.
         length: tokens of an answer, from-to; the longest of a batch decides when it ends.
+        beams: rows that continue one prompt, which is read once for all of them.
     """
 
     rows: int
     batch: int
     prompt: int
     length: tuple[int, int]
+    beams: int = 1
 
     @property
     def context(self) -> int:
@@ -156,7 +158,7 @@ def bridging(recipe: Recipe) -> Writing:
     low, high = _up_to(recipe.recover.max_new_tokens)
     sentences = 1 + math.ceil((low + high) / 2 / SENTENCE)
     return Writing(chains * sentences * translator.beams, recipe.bridge.batch_size, SENTENCE + 2,
-                   (round(_TARGET * SENTENCE), 4 * SENTENCE))
+                   (round(_TARGET * SENTENCE), 4 * SENTENCE), translator.beams)
 
 
 def evaluating(recipe: Recipe) -> tuple[int, Writing, Writing]:
@@ -168,7 +170,8 @@ def evaluating(recipe: Recipe) -> tuple[int, Writing, Writing]:
     answers = settings.answers * (PROMPT + min(recipe.recover.max_new_tokens, 2 * ANSWER)) * 2  # both models read them
     read = models * (settings.documents * (target + english) + answers)
     translations = 3 * 2 * settings.sentences * settings.beam_size
-    return (read, Writing(translations, settings.batch_size, PROMPT + SENTENCE, (round(_TARGET * SENTENCE), 5 * SENTENCE)),
+    return (read, Writing(translations, settings.batch_size, PROMPT + SENTENCE, (round(_TARGET * SENTENCE), 5 * SENTENCE),
+                          settings.beam_size),
             Writing(2 * settings.query_count, settings.batch_size, PROMPT, _up_to(settings.max_new_tokens)))
 
 
