@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from transllm.model.rows import SplitEmbedding, SplitHead
+from transllm.model.rows import _PANEL, SplitEmbedding, SplitHead
 
 OLD, NEW, D = 11, 4, 6
 
@@ -36,6 +36,19 @@ def test_gradients_reach_the_right_rows() -> None:
     (rows(ids) * weights).sum().backward()
     (F.embedding(ids, matrix) * weights).sum().backward()
     torch.testing.assert_close(torch.cat([rows.old.grad, rows.new.grad]), matrix.grad)
+
+
+@pytest.mark.parametrize("old", [_PANEL - 1, _PANEL, 2 * _PANEL + 7])
+def test_a_large_vocabulary_is_projected_in_panels(old: int) -> None:
+    draw = torch.Generator().manual_seed(3)
+    matrix, hidden, weights = (torch.randn(*shape, generator=draw) for shape in ((old + 3, D), (5, D), (5, old + 3)))
+    rows = SplitEmbedding(matrix[:old], matrix[old:], train_old=True)
+    hidden.requires_grad_()
+    found = SplitHead(rows)(hidden)
+    torch.testing.assert_close(found, F.linear(hidden, matrix))
+    (found * weights).sum().backward()
+    torch.testing.assert_close(hidden.grad, weights @ matrix)
+    torch.testing.assert_close(torch.cat([rows.old.grad, rows.new.grad]), weights.T @ hidden)
 
 
 def test_cut_to_the_original_vocabulary() -> None:

@@ -15,7 +15,8 @@ m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
 - what torch and the libraries take and earlier stages leave, and what the allocator loses of all that comes and goes: a tenth on an
   accelerator. A processor's resident memory grows with the logarithm of the steps s, as the largest of many chance readings does: ever
   more of its lanes' tops coincide, and glibc keeps what they freed. ``1.2 + 0.25 ln s`` times what comes and goes is what models of 12
-  and 30 layers took in 5 to 1,566 steps, to a fifth; 1.8 is taken for what writes.
+  and 30 layers took in 5 to 1,566 steps, to a fifth; 1.8 is taken for what writes. Blocks of logits over 32 MiB are no part of that:
+  glibc maps and unmaps them one by one.
 
 Disk: a full model for extend and for merge; ``4 t`` bytes an adapter, and its rows; checkpoints while a training stage runs, three of
 ``12 t`` at the moment when one is written.
@@ -41,6 +42,7 @@ _RUNTIME = {"cpu": 0.4, "other": 0.8}  # GiB of Python and torch; of an accelera
 _LEFT = {"cpu": 0.25, "other": 0.0}  # GiB that the stages before leave in a process
 _LOST = {"cpu": 1.8, "other": 1.1}
 _GROWTH = (1.2, 0.25)
+_MAPPED = 2**25  # bytes; larger blocks glibc gives back at once (its threshold for mapping moves, but not above this)
 _NF4 = 0.516  # bytes a weight: 4 bits, a byte for 64 weights, 4 bytes for 256 of these
 _START = 2.0  # seconds of a stage: tokenizers, manifest
 _READ_GIBS = 0.5  # weights from a disk, GiB a second
@@ -183,14 +185,19 @@ class Estimate:
                             layers * min(2, sizes.shape.layers) / sizes.shape.layers + gradient, body=sizes.body)
         lanes = self.speed.lanes(work)
         kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
-        logits = 3 * min(CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
-        passing = lanes * (kept + logits) + (lanes - 1) * 4 * self.sizes.trained
+        block = min(CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
+        logits = lanes * 3 * block
+        passing = lanes * kept + (lanes - 1) * 4 * self.sizes.trained
         stored = self.recipe.model.dtype == "float32", self.width == 4
         # Weights that are quantised are so one after the other, as they come.
         whole = cluster.strategy not in ("fsdp", "zero3") and not sizes.quantized
         loading = self.compute_gib + (self.stored_gib if stored[0] != stored[1] else 0.0) if whole else 0.0
-        lost = self.lost if self.host else _GROWTH[0] + _GROWTH[1] * math.log(max(1, work.steps))
-        return self.runtime + max(loading, (held + lost * passing) / GIB)
+        if self.host:
+            lost = of_logits = self.lost
+        else:
+            lost = _GROWTH[0] + _GROWTH[1] * math.log(max(1, work.steps))
+            of_logits = 1.0 if block > _MAPPED else lost
+        return self.runtime + max(loading, (held + lost * passing + of_logits * logits) / GIB)
 
     def _answers(self, name: str, works: list[Writing], note: str) -> StagePlan:
         if not works:
