@@ -105,6 +105,13 @@ def test_a_line_covers_all_steps_since_the_one_before(adapt: Callable[..., Adapt
     assert fourth[1]["loss"] == pytest.approx(sum(line["loss"] for line in each[4:]) / 2)
 
 
+@pytest.mark.parametrize(("steps", "lines"), [(6, 6), (30, 30), (45, 23)])
+def test_a_short_training_has_a_curve_too(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows, tmp_path: Path,
+                                          steps: int, lines: int) -> None:
+    _train(adapt(), rows, tmp_path, make_training(log_every=None), stage=_stage(tokens=steps * 128))
+    assert [line["step"] for line in _log(tmp_path)][-1] == steps and len(_log(tmp_path)) == lines
+
+
 @pytest.mark.parametrize("kind", ["tied", "untied", "padded"])
 def test_what_should_train_does_and_nothing_else(adapt: Callable[..., Adapted], make_training: Callable[..., Training], rows: Rows,
                                                  tmp_path: Path, kind: str) -> None:

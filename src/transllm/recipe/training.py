@@ -65,8 +65,8 @@ class Training(Section):
     clip_gradient: Annotated[float, Field(gt=0)] = 1.0
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 2.0
     """A kill loses at most so much work."""
-    log_every: Count = 10
-    """Steps between two lines of the log."""
+    log_every: Count | None = None
+    """Steps between two lines of the log; null: 10, and fewer in a stage of less than 200 steps, so that its curve has 20 points."""
     trackers: list[Tracker] = ["tensorboard"]
     """Who else gets the numbers of the log. TensorBoard's files lie in the stage's folder (``tensorboard --logdir runs/NAME``); the others
     are extras: ``pip install 'transllm[wandb]'``. ``[]``: nobody."""

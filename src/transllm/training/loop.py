@@ -37,6 +37,8 @@ from transllm.training.state import State
 from transllm.training.step import LossModule, gradients, lanes_for
 from transllm.training.trackers import Trackers
 
+_LOG_EVERY, _POINTS = 10, 20  # steps between two lines of the log, where a curve of so many points is had with them
+
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
@@ -113,6 +115,7 @@ def train(
     most = plan.most
     if world > most:
         progress.say(f"A step has {most} bins for {world} processes: some have nothing to do. Raise batch_tokens or lower micro_tokens.")
+    log_every = training.log_every or max(1, min(_LOG_EVERY, len(plan) // _POINTS))
     saved, interrupts, together = time.monotonic(), Interrupts(), adapted.shares_trained
 
     def due() -> bool:
@@ -155,7 +158,7 @@ def train(
                     loss = state.recent.loss
                     if leap is not None:
                         log.write(leap)
-                    if state.step % training.log_every == 0 or state.step == len(plan):
+                    if state.step % log_every == 0 or state.step == len(plan):
                         log.write(line_of(state, steps=len(plan), rate=rate, norm=done.norm, matrix_flops=matrix))
                 bar.advance(tokens, f"loss {loss:.3f}")
                 if processes.on_main(due) if together else main and due():
