@@ -63,6 +63,15 @@ def test_one_that_is_not_installed_is_an_error_that_names_the_way_out(make_chat_
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in torch and in transformers
+def test_one_that_has_no_backward_here_is_an_error_before_training(make_chat_model: Make) -> None:
+    """FlexAttention computes forward on a processor; training would end in a traceback at its first step."""
+    model = make_chat_model("tied").requires_grad_(False)
+    with pytest.raises(ModelError, match=r"'flex_attention' cannot be used.*backward.*Set 'training.attention' to auto"):
+        choose_attention(model, "flex_attention")
+    assert not model.get_input_embeddings()._forward_hooks
+
+
 def test_one_that_cannot_do_what_the_model_asks_for_is_an_error(make_chat_model: Make) -> None:
     with pytest.raises(ModelError, match=r"'packed' cannot be used with this model here: ModelError.*softcap"):
         choose_attention(make_chat_model("gemma2"), "packed")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -82,7 +82,7 @@ def choose_attention(model: PreTrainedModel, wanted: Attention = "auto") -> str:
         model.set_attn_implementation(own)
         expected = hidden_states(model, *probe(model))
         for name in _candidates(model, own) if wanted == "auto" else [PACKED if wanted == "packed" else wanted]:
-            problem = _problem(model, name, expected)
+            problem = _problem(model, name, expected, backward=wanted != "auto")
             if not problem:
                 return name
         model.set_attn_implementation(own)
@@ -104,15 +104,34 @@ def _candidates(model: PreTrainedModel, own: str) -> Sequence[str]:
     return [*flash, PACKED, own]
 
 
-def _problem(model: PreTrainedModel, name: str, expected: Tensor) -> str:
-    """Switch to an attention; why it cannot stay, or nothing."""
+def _problem(model: PreTrainedModel, name: str, expected: Tensor, *, backward: bool) -> str:
+    """Switch to an attention; why it cannot stay, or nothing. Of those that are asked for by name some have no backward pass
+    (FlexAttention on a processor)."""
     model.documents_apart = False  # type: ignore[assignment]
     try:
         model.set_attn_implementation(name)
-        states = hidden_states(model, *probe(model))
+        states = _there_and_back(model) if backward else hidden_states(model, *probe(model))
     except (ModelError, ImportError, ValueError, RuntimeError, NotImplementedError) as error:  # each back end says no in its own way
         return kind_and_line(error)
     difference = (states.float() - expected.float()).abs().max() / expected.float().abs().max()
     if bool(difference < _TOLERANCE.get(expected.dtype, _ROUNDED)):
         return ""
     return "documents of a packed row do not get what they get alone"
+
+
+def _there_and_back(model: PreTrainedModel) -> Tensor:
+    """The probe's states, after a gradient of them with respect to the embeddings, which is there for frozen weights too."""
+    embedded: list[Tensor] = []
+
+    def watch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            states = hidden_states(model, *probe(model))
+            torch.autograd.grad(states.sum(), embedded)
+    finally:
+        hook.remove()
+    return states.detach()
