@@ -37,7 +37,7 @@ def test_plain_lines_come_seldom_and_tell_the_remaining_time(monkeypatch: pytest
         for _ in range(100):
             task.advance(5)
     lines = stream.getvalue().splitlines()
-    assert 5 <= len(lines) <= 45 and all("remaining" in line for line in lines[:-1]) and "tokens/s" in lines[0]
+    assert 5 <= len(lines) <= 45 and all("remaining" in line for line in lines[1:-1]) and "tokens/s" in lines[1]
 
 
 def test_bars_are_drawn_nested_and_end_with_the_last() -> None:
@@ -77,3 +77,22 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
     for second in range(200):
         pace.advance(1 if second < 100 else 5, now=float(second))
     assert pace.rate == pytest.approx(5, rel=0.02)
+
+
+@pytest.mark.parametrize("before", [0, 10])
+def test_the_first_answer_of_a_batch_is_no_pace(before: int) -> None:
+    """It comes after half a minute, the others soon after it: four hours were said to remain."""
+    pace = Pace(477.0, start=0.0)
+    pace.advance(before, now=0.0)
+    pace.advance(1, now=32.0)
+    assert pace.rate is None and pace.remaining is None
+    for moment in range(1, 21):
+        pace.advance(5, now=32.0 + moment / 4)
+    assert pace.remaining is not None and pace.remaining < 140
+
+
+def test_many_small_steps_take_no_memory() -> None:
+    pace = Pace(1e6, start=0.0)
+    for step in range(100_000):
+        pace.advance(1, now=step / 1000)
+    assert len(pace._points) < 700 and pace.rate == pytest.approx(1000, rel=0.01)

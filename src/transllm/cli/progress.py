@@ -19,10 +19,15 @@ from transllm.cli.console import count, duration, err
 PLAIN_SECONDS = 10.0
 """Between two lines of one task, where there is no terminal."""
 
+_MOMENT = 0.2  # seconds of which the last point is kept
+
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a task goes, from its last minute: work done before a stop arrives at once and must not count as speed."""
+    """How fast a task goes, from its last minute: work done before a stop arrives at once and must not count as speed.
+
+    Nor must the first answer of a batch, which comes half a minute before its others: a pace is known when two later seconds saw progress.
+    """
 
     total: float
     window: float = 60.0
@@ -34,6 +39,10 @@ class Pace:
         """``n`` more units are done."""
         now = time.monotonic() if now is None else now
         self.done += n
+        if not n and not self._points:
+            return  # the task begins
+        if len(self._points) > 1 and now - self._points[-2][0] < _MOMENT:
+            self._points.pop()
         self._points.append((now, self.done))
         while len(self._points) > 2 and self._points[0][0] < now - self.window:
             self._points.popleft()
@@ -41,7 +50,7 @@ class Pace:
     @property
     def rate(self) -> float | None:
         """Units a second; None before it can be known."""
-        if len(self._points) < 2:
+        if len({int(when) for when, _ in self._points}) < 3:
             return None
         (start, before), (end, after) = self._points[0], self._points[-1]
         return (after - before) / (end - start) if end > start and after > before else None
