@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transllm.digests import file_digest
 from transllm.errors import MissingExtraError, ModelError, first_line
 from transllm.languages import Language
 from transllm.translation.codes import ENGLISH, m2m, nllb, opus
@@ -93,8 +93,7 @@ class _Loaded:
             self.engine = ctranslate2.Translator(str(weights), device=device, compute_type=compute_type)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"CTranslate2 cannot open '{name}' ({error}). See bridge.translator: model and compute_type.") from error
-        with (weights / "model.bin").open("rb") as file:
-            self.digest = f"{self.family} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        self.digest = f"{self.family} {file_digest(weights / 'model.bin', cache=cache)}"
 
     def marks(self, source: Language, target: Language) -> tuple[str, list[str]]:
         """The tokens that name the languages: of the source, and those that the translation begins with (or, for Opus-MT, the text).
