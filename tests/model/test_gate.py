@@ -106,3 +106,18 @@ def test_a_tensor_carries_how_it_was_made_and_no_history() -> None:
     origin = again(product)
     assert origin is not None and torch.equal(origin.make(*origin.of), product) and not any(one.requires_grad for one in origin.of)
     assert again(product + 1) is None and again(left) is None
+
+
+@pytest.mark.parametrize("kind", ["tied", "gemma"])
+def test_what_the_activation_gave_is_made_once_for_two(adapt: Adapt, kind: str) -> None:
+    """For the layer after it and for the gate itself. Of an activation that is not SiLU autograd makes its own."""
+    adapted = _moved(adapt(kind))
+    adapted.quicken()
+    calls: list[int] = []
+    layers = [module.act_fn for module in adapted.peft.modules() if hasattr(module, "act_fn")]
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    total = adapted.hidden(IDS, Documents(LENGTHS)).square().sum()
+    assert len(layers) == 2 and len(calls) == 2
+    total.backward()
+    assert len(calls) == 2 + (2 if kind == "tied" else 4)

@@ -207,3 +207,24 @@ def test_a_layer_used_twice_has_no_siblings() -> None:
     x = torch.randn(2, 6)
     with torch.no_grad():
         assert lora.join_siblings(model, lambda: (model(x), model(x))) == 0
+
+
+def test_passes_share_the_copies_of_adapters_that_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy for all passes and threads inside, a new one after each change, though fused optimisers leave torch's version as it is."""
+    made: list[int] = []
+    init = lora._Stacked.__init__
+    monkeypatch.setattr(lora._Stacked, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
+    layer, x = _layer().train(), torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    trained = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    optimizer = torch.optim.AdamW(trained, lr=0.5, fused=True)
+    for step in range(3):
+        with lora.unchanged(), ThreadPoolExecutor(2) as pool:
+            outputs = [layer(x), layer(x), *pool.map(layer, [x, x])]
+            assert len(made) == step + 1
+        torch.testing.assert_close(outputs[0], PeftLoraLinear.forward(layer, x), rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+        optimizer.zero_grad()
+        outputs[0].square().sum().backward()
+        optimizer.step()
+    layer(x), layer(x)
+    assert len(made) == 5, "outside, each pass makes its own"

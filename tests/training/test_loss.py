@@ -194,3 +194,32 @@ def test_final_logits_are_the_familys(make_chat_model: Callable[..., PreTrainedM
 def test_a_model_of_texts_and_images_says_it_one_level_down() -> None:
     finish = final_logits(Gemma3Config(text_config=Gemma3TextConfig(final_logit_softcapping=2.0)))
     assert float(finish(torch.tensor(1e6))) == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("columns", [29, 50_003])
+def test_a_softmax_written_over_its_logits_is_the_same(dtype: torch.dtype, columns: int) -> None:
+    """To the last bit, whatever of a row fits into vector registers."""
+    draw = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(35, columns, generator=draw).mul_(3).to(dtype), torch.randint(0, columns, (35,), generator=draw)
+    apart = torch.empty_like(logits)
+    nats = loss._softmax_loss(logits.clone(), labels, gradient=apart)
+    assert torch.equal(loss._softmax_loss(logits, labels, gradient=logits), nats) and torch.equal(logits, apart)
+
+
+@pytest.mark.parametrize(("settings", "blocks"), [({}, 1), ({"final_logit_softcapping": 2.0}, 2)])
+def test_chunks_share_one_memory(monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], blocks: int) -> None:
+    """All logits, and on a processor their gradients too, unless what follows the head reads them once more."""
+    monkeypatch.setattr(loss, "CHUNK", 7)
+    hidden, labels, head = _case()
+    measured, places, exact = [], set[int](), loss._softmax_loss
+
+    def seen(logits: Tensor, *args: Any, gradient: Tensor | None, **more: Any) -> Tensor:
+        assert gradient is not None
+        measured.append((logits, gradient))  # held, so that no other takes their place
+        places.update(tensor.untyped_storage().data_ptr() for tensor in measured[-1])
+        return exact(logits, *args, gradient=gradient, **more)
+
+    monkeypatch.setattr(loss, "_softmax_loss", seen)
+    summed_cross_entropy(hidden.requires_grad_(), labels, head=head, finish=final_logits(PreTrainedConfig(**settings)))
+    assert len(measured) == 4 and len(places) == (1 if blocks == 1 else 2 * len(measured))

@@ -26,6 +26,7 @@ from transllm.model.lora import join_siblings, number_layers, use_our_layer
 from transllm.model.masters import keep_masters, plain_name
 from transllm.model.norm import use_our_norm
 from transllm.model.packed import choose_attention, hidden_states, probe
+from transllm.model.rotation import use_our_rotation
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.model.saved import ADAPTER, ROWS, load_body, read_file, save_body, save_rows, trained_as
 from transllm.model.source import quiet
@@ -120,14 +121,16 @@ class Adapted:
             ModelError: the attention that is asked for cannot be used.
         """
         chosen = choose_attention(self.base, attention)
-        found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0, "lean_gates": 0}
+        found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0, "lean_gates": 0,
+                 "fast_rotation": False}
         if self.sharded:  # the others hold on to weights that come and go
             self.take_back()
             return found
         ids_1T, documents = probe(self.base)
         with torch.no_grad():
             siblings = join_siblings(self.base, lambda: hidden_states(self.base, ids_1T, documents))
-        return {**found, "joined_layers": siblings, "fast_norms": use_our_norm(self.base), "lean_gates": use_our_gate(self.base)}
+        return {**found, "joined_layers": siblings, "fast_norms": use_our_norm(self.base), "lean_gates": use_our_gate(self.base),
+                "fast_rotation": use_our_rotation(self.base)}
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:

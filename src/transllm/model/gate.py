@@ -1,7 +1,7 @@
 """The gated layer ``down(act(gate(x)) * up(x))`` that keeps its two factors and nothing else for the backward pass.
 
 Autograd keeps what the activation gave, and the layer after it the product: a quarter of all that a step holds. Both are made again from
-the factors, in two passes over them.
+the factors, in two passes over them; what the activation gave then is computed once for both.
 """
 
 from __future__ import annotations
@@ -19,23 +19,39 @@ from transllm.model.lora import LoraLinear
 Activation = Callable[[Tensor], Tensor]
 
 
+class _Opened:
+    """What the activation gave, from where it is made again to where it is wanted next."""
+
+    held: Tensor | None = None
+
+    def take(self) -> Tensor | None:
+        """It, once."""
+        opened, self.held = self.held, None
+        return opened
+
+
 class _Gated(torch.autograd.Function):
     """``act(gate) * up``."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Activation) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Activation, is_silu: bool, opened: _Opened) -> Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.act = act
+        ctx.act, ctx.is_silu, ctx.opened = act, is_silu, opened
         return act(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = gate.detach().requires_grad_()
-            opened = ctx.act(leaf)
-        (gate_gradient,) = torch.autograd.grad(opened, leaf, gradients[0] * up)
-        return gate_gradient, gradients[0] * opened.detach(), None
+        opened: Tensor | None = ctx.opened.take()
+        if ctx.is_silu:
+            opened = ctx.act(gate) if opened is None else opened
+            gate_gradient = torch.ops.aten.silu_backward(gradients[0] * up, gate)
+        else:
+            with torch.enable_grad():
+                leaf = gate.detach().requires_grad_()
+                opened = ctx.act(leaf)
+            (gate_gradient,) = torch.autograd.grad(opened, leaf, gradients[0] * up)
+        return gate_gradient, gradients[0] * opened.detach(), None, None, None
 
 
 class _Parts(NamedTuple):
@@ -43,6 +59,7 @@ class _Parts(NamedTuple):
     up: LoraLinear
     down: LoraLinear
     act: nn.Module
+    is_silu: bool
 
 
 def use_our_gate(model: nn.Module) -> int:
@@ -69,15 +86,25 @@ def _candidates(module: nn.Module) -> Iterator[_Parts]:
     others = [child for child in children if not isinstance(child, LoraLinear)]
     if len(layers) != 3 or len(others) != 1 or list(others[0].parameters()):
         return
+    weight: Tensor = layers[0].base_layer.weight  # type: ignore[assignment]
+    probe = torch.linspace(-9, 9, 1000, dtype=weight.dtype, device=weight.device)
+    with torch.no_grad():
+        is_silu = torch.equal(others[0](probe), nn.functional.silu(probe))
     for gate, up, down in permutations(layers):
         if gate.base_layer.weight.shape == up.base_layer.weight.shape == down.base_layer.weight.T.shape:
-            yield _Parts(gate, up, down, others[0])
+            yield _Parts(gate, up, down, others[0], is_silu)
 
 
 def _gated(parts: _Parts, x: Tensor) -> Tensor:
     gate, up = parts.gate(x), parts.up(x)
-    product: Tensor = _Gated.apply(gate, up, parts.act)  # type: ignore[no-untyped-call]  # torch's own
-    return cast(Tensor, parts.down(made(product, lambda gate, up: parts.act(gate) * up, gate, up)))
+    opened = _Opened()
+    product: Tensor = _Gated.apply(gate, up, parts.act, parts.is_silu, opened)  # type: ignore[no-untyped-call]  # torch's own
+
+    def make(gate: Tensor, up: Tensor) -> Tensor:
+        opened.held = parts.act(gate)
+        return opened.held * up
+
+    return cast(Tensor, parts.down(made(product, make, gate, up)))
 
 
 @torch.no_grad()

@@ -163,6 +163,23 @@ class _Stacked:
             self.b_or = [(weight * scale).to(dtype) for weight, scale in zip(b, self.scales, strict=True)]
 
 
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """Inside, in all threads, adapters stay as they are: their copies in the precision of the products are made once for all passes.
+
+    A version that torch counts would not do: its fused optimisers do not count it up.
+    """
+    global _PERIOD  # the process's: lanes are other threads
+    _PERIOD = object()
+    try:
+        yield
+    finally:
+        _PERIOD = None
+
+
+_PERIOD: object | None = None
+
+
 class _Family:
     """Layers that are given the same input, in the order in which they are called. The first call computes all of them.
 
@@ -172,6 +189,7 @@ class _Family:
     def __init__(self, members: Sequence[LoraLinear]) -> None:
         self._members = list(members)
         self._frozen = _stack_in_place(members)
+        self._held: tuple[object, _Stacked] | None = None
         self._waiting = threading.local()
         for member in members:
             member.family = self
@@ -180,13 +198,22 @@ class _Family:
         """(..., i) -> (..., o) of this member."""
         held: tuple[Tensor, dict[LoraLinear, Tensor]] | None = getattr(self._waiting, "held", None)
         if held is None or held[0] is not x or member not in held[1]:
-            stacked = _Stacked(self._members, self._frozen)
+            stacked = self._now()
             seen = [one.seen(x.reshape(-1, x.shape[-1])) for one in self._members] if member.left_out else []
             outputs = _LoraProduct.apply(x, again(x), stacked, seen, *stacked.trained)  # type: ignore[no-untyped-call]  # torch's own
             held = (x, dict(zip(self._members, outputs, strict=True)))
         output = held[1].pop(member)
         self._waiting.held = held if held[1] else None
         return output
+
+
+    def _now(self) -> _Stacked:
+        """The adapters as they are; see ``unchanged``."""
+        period, held = _PERIOD, self._held
+        if period is None or held is None or held[0] is not period:
+            held = period, _Stacked(self._members, self._frozen)
+            self._held = held if period is not None else None
+        return held[1]
 
 
 def _stack_in_place(members: Sequence[LoraLinear]) -> _Frozen:

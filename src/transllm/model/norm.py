@@ -21,10 +21,10 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        wide = x.float()
+        wide = x.to(torch.float32, copy=True)
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
         inverse = mean_square.add_(eps).rsqrt_()
-        normed = wide.mul(inverse).to(x.dtype)
+        normed = wide.mul_(inverse).to(x.dtype)
         ctx.save_for_backward(normed, inverse.to(x.dtype), weight_D)
         ctx.mark_non_differentiable(normed)
         return normed * weight_D, normed

@@ -9,7 +9,8 @@ Shapes: V old rows, N new rows, D hidden size.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,21 +77,37 @@ class SplitHead(nn.Module):
         rows = self.rows
         if rows.original_only:
             return self.original(hidden)
-        logits: Tensor = _Project.apply(hidden.reshape(-1, hidden.shape[-1]), rows.old, rows.new)  # type: ignore[no-untyped-call]  # torch's own
+        logits: Tensor = _Project.apply(hidden.reshape(-1, hidden.shape[-1]), rows.old, rows.new, None)  # type: ignore[no-untyped-call]
         return logits.view(*hidden.shape[:-1], -1)
+
+    def into(self, most: int, *, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same projection, of ``most`` rows (n, D) at most, whose results all lie in one memory: the next overwrites the last."""
+        rows = self.rows
+        if rows.original_only:
+            return self.original
+        block = _Block(like.new_empty(most, len(rows.old) + len(rows.new)))
+        return lambda hidden_nD: cast(Tensor, _Project.apply(hidden_nD, rows.old, rows.new, block))  # type: ignore[no-untyped-call]
 
     def original(self, hidden: Tensor) -> Tensor:
         """The old columns only. (..., D) -> (..., V)"""
         return F.linear(hidden, self.rows.old.to(hidden.dtype))
 
 
+class _Block(NamedTuple):
+    """Memory for logits; wrapped, so that autograd takes it for nobody's input."""
+
+    memory: Tensor
+
+
 class _Project(torch.autograd.Function):
     """Both products written side by side into one matrix: joining them afterwards would copy the largest tensor of all."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_nD: Tensor, old_VD: Tensor, new_ND: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_nD: Tensor, old_VD: Tensor, new_ND: Tensor, block: _Block | None) -> Tensor:
         old, new = old_VD.to(hidden_nD.dtype), new_ND.to(hidden_nD.dtype)
-        logits = hidden_nD.new_empty(len(hidden_nD), len(old) + len(new))
+        shape = len(hidden_nD), len(old) + len(new)
+        # ``data``: for autograd a tensor of its own, where a slice would be a view of what the next chunk overwrites.
+        logits = hidden_nD.new_empty(shape) if block is None else block.memory[: len(hidden_nD)].data
         width = _PANEL if logits.device.type == "cpu" and logits.dtype == torch.float32 else len(old)
         for start in range(0, len(old), width):
             panel = slice(start, min(start + width, len(old)))
@@ -101,10 +118,10 @@ class _Project(torch.autograd.Function):
         return logits
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_nD, old, new = ctx.saved_tensors
         old_part, new_part = gradients[0].split([len(old), len(new)], dim=1)
         wanted = ctx.needs_input_grad
         return ((old_part @ old).addmm_(new_part, new) if wanted[0] else None,
                 (old_part.T @ hidden_nD).to(ctx.dtypes[0]) if wanted[1] else None,
-                (new_part.T @ hidden_nD).to(ctx.dtypes[1]) if wanted[2] else None)
+                (new_part.T @ hidden_nD).to(ctx.dtypes[1]) if wanted[2] else None, None)

@@ -186,7 +186,8 @@ class Estimate:
         lanes = self.speed.lanes(work)
         kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
         block = min(CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
-        logits = lanes * 3 * block
+        # A divergence has both models' logits and its gradient; a cross entropy's gradient is written over the logits on a processor.
+        logits = lanes * (3 if work.mirrored else 1 if self.host else 2) * block
         passing = lanes * kept + (lanes - 1) * 4 * self.sizes.trained
         stored = self.recipe.model.dtype == "float32", self.width == 4
         # Weights that are quantised are so one after the other, as they come.

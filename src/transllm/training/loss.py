@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from transllm.model.rows import SplitHead
 
 IGNORE = -100
-CHUNK = 256
-"""Places whose logits are in memory at once."""
+CHUNK = 512
+"""Places whose logits are in memory at once. A processor lays out the head's whole matrix anew for each product with it: on one with AMX
+512 rows take as long as 256."""
 
 _CACHED_ROWS = 16
 
 Divergence = Literal["forward", "reverse", "mixed"]
 _Measure = Callable[[slice, Tensor, Tensor | None], Tensor]
-"""(which of the places, their logits (n, V), where to write the gradient or None) -> the places' summed loss."""
+"""(which of the places, their logits (n, V), where to write the gradient or None) -> the places' summed loss. Where to write may be the
+logits' own memory, if it is said that the measure allows that."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(the student's logits (n, V), the original's (n, V or fewer), where to write the gradient (n, V) or None) -> the summed divergence."""
@@ -61,20 +63,29 @@ def final_logits(config: Any) -> Callable[[Tensor], Tensor]:
 
 
 class _Chunked(torch.autograd.Function):
-    """Runs a measure over all places, a chunk at a time."""
+    """Runs a measure over all places, a chunk at a time.
+
+    All chunks' logits lie in the same memory, one after the other. On a processor the gradient is written over them where nobody reads them
+    afterwards: memory that is touched for the first time costs as much as the softmax.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, measure: _Measure, project: Callable[[Tensor], Tensor], *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, measure: _Measure, head: nn.Module, finish: Callable[[Tensor], Tensor], in_place: bool,
+                *trained: Tensor) -> Tensor:
         wanted = any(tensor.requires_grad for tensor in (hidden_ND, *trained))
         total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         hidden_gradient = torch.empty_like(hidden_ND)
         gradients = [torch.zeros_like(weight) for weight in trained]
+        project = head.into(min(CHUNK, len(hidden_ND)), like=hidden_ND) if isinstance(head, SplitHead) else head
         for start in range(0, len(hidden_ND), CHUNK):
             part = slice(start, start + CHUNK)
             chunk = hidden_ND[part].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                logits = project(chunk)
-            gradient = torch.empty_like(logits) if wanted else None
+                raw = project(chunk)
+                logits = finish(raw)
+            gradient: Tensor | None = None
+            if wanted:
+                gradient = logits.detach() if in_place and logits is raw and logits.device.type == "cpu" else torch.empty_like(logits)
             total += measure(part, logits.detach(), gradient)
             if gradient is not None:
                 # A row that the projection leaves out (new ones, in a KL) has no gradient.
@@ -90,14 +101,18 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, *rest = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_gradient * scale, None, None, *(gradient * scale for gradient in rest)
+        return hidden_gradient * scale, *[None] * 4, *(gradient * scale for gradient in rest)
 
 
-def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, project: Callable[[Tensor], Tensor]) -> Tensor:
-    """The measure's sum over all places; the head's trained parameters get gradients."""
+def _summed(hidden_ND: Tensor, measure: _Measure, *, head: nn.Module, finish: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
+    """The measure's sum over all places; the head's trained parameters get gradients.
+
+    Args:
+        in_place: the measure is done with a logit when it writes that one's gradient.
+    """
     # Weights of a loaded model ask for gradients by default; what counts is whether any are being taken.
     trained: Sequence[Tensor] = [parameter for parameter in head.parameters() if parameter.requires_grad and torch.is_grad_enabled()]
-    total: Tensor = _Chunked.apply(hidden_ND, measure, project, *trained)  # type: ignore[no-untyped-call]  # torch's own
+    total: Tensor = _Chunked.apply(hidden_ND, measure, head, finish, in_place, *trained)  # type: ignore[no-untyped-call]  # torch's own
     return total
 
 
@@ -123,10 +138,12 @@ def _softmax_loss(logits_NV: Tensor, labels_N: Tensor, *, gradient: Tensor | Non
     way). Where no gradient is taken, the loss is exact.
 
     Args:
+        gradient: may be the logits' own memory: a row's softmax is written when its logits have been read.
         drawn: which of the N are learned by drawn tokens (S,), and these (S, M): their gradient is softmax minus the share of each.
     """
     if gradient is None:
-        return nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+        nats = [nn.functional.cross_entropy(logits_NV[few].float(), labels_N[few], reduction="sum") for few in _few_rows(logits_NV)]
+        return torch.stack(nats).sum()
     for few in _few_rows(logits_NV):
         torch.softmax(logits_NV[few], -1, out=gradient[few])
     at_label = (torch.arange(len(labels_N), device=labels_N.device), labels_N)
@@ -179,7 +196,7 @@ def summed_cross_entropy(hidden_TD: Tensor, labels_T: Tensor, *, head: nn.Module
             gradient[rows] = gradient[rows] * times_N[part].to(gradient.dtype)[rows].unsqueeze(1)
         return nats
 
-    return _summed(hidden_TD.index_select(0, places), measure, head=head, project=lambda chunk: finish(head(chunk)))
+    return _summed(hidden_TD.index_select(0, places), measure, head=head, finish=finish, in_place=True)
 
 
 def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish: Callable[[Tensor], Tensor], kernel: Kernel,
@@ -208,7 +225,7 @@ def summed_kl(student_ND: Tensor, teacher_ND: Tensor, *, head: SplitHead, finish
             total += kernel(logits_nV[few], wanted_nU[few], None if gradient is None else gradient[few])
         return total
 
-    return _summed(student_ND, measure, head=head, project=lambda chunk: finish(head(chunk)))
+    return _summed(student_ND, measure, head=head, finish=finish, in_place=False)
 
 
 def divergence_kernel(kind: Divergence = "forward", *, temperature: float = 1.0, share: float = 0.5) -> Kernel:

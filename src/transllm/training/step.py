@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transllm import processes
 from transllm.lanes import Lanes
 from transllm.model.adapter import Adapted
-from transllm.model.lora import LoraLinear, drops
+from transllm.model.lora import LoraLinear, drops, unchanged
 from transllm.recipe.schema import Logits
 from transllm.training.loss import divergence_kernel, final_logits, summed_cross_entropy, summed_kl
 from transllm.training.mirror import hear
@@ -109,6 +109,7 @@ class Share:
     counts: bool = True
 
 
+@unchanged()
 def gradients(module: nn.Module, mine: Sequence[Share], adapted: Adapted, *, run_lanes: Lanes | None, clip: float) -> StepDone:
     """Forward and backward of one optimiser step; the gradients are in ``.grad`` afterwards.
 
