@@ -187,7 +187,7 @@ class Estimate:
         kept = work.stage.micro_tokens * (self.speed.saved(work) + work.labelled * self.sizes.shape.hidden * self.width)
         block = min(CHUNK, round(work.stage.micro_tokens * work.labelled)) * self.sizes.vocabulary * self.width
         # A divergence has both models' logits and its gradient; a cross entropy's gradient is written over the logits on a processor.
-        logits = lanes * (3 if work.mirrored else 1 if self.host else 2) * block
+        logits = lanes * (3 if work.mirrored else 2 if self.host else 1) * block
         passing = lanes * kept + (lanes - 1) * 4 * self.sizes.trained
         stored = self.recipe.model.dtype == "float32", self.width == 4
         # Weights that are quantised are so one after the other, as they come.
