@@ -86,13 +86,16 @@ def _candidates(module: nn.Module) -> Iterator[_Parts]:
     others = [child for child in children if not isinstance(child, LoraLinear)]
     if len(layers) != 3 or len(others) != 1 or list(others[0].parameters()):
         return
-    weight: Tensor = layers[0].base_layer.weight  # type: ignore[assignment]
-    probe = torch.linspace(-9, 9, 1000, dtype=weight.dtype, device=weight.device)
-    with torch.no_grad():
-        is_silu = torch.equal(others[0](probe), nn.functional.silu(probe))
     for gate, up, down in permutations(layers):
         if gate.base_layer.weight.shape == up.base_layer.weight.shape == down.base_layer.weight.T.shape:
-            yield _Parts(gate, up, down, others[0], is_silu)
+            yield _Parts(gate, up, down, others[0], _is_silu(others[0], gate.base_layer.weight))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _is_silu(act: nn.Module, weight: Tensor) -> bool:
+    """Whether an activation is SiLU, in the weight's precision."""
+    probe = torch.linspace(-9, 9, 1000, dtype=weight.dtype, device=weight.device)
+    return torch.equal(act(probe), nn.functional.silu(probe))
 
 
 def _gated(parts: _Parts, x: Tensor) -> Tensor:
