@@ -29,6 +29,7 @@ from transllm.model.again import Again, again
 
 _PRIME = 1_000_003  # layers of a bin, and bins of neighbouring seeds, draw unlike numbers
 _BIN = threading.local()
+_PERIOD: object | None = None  # see ``unchanged``
 
 
 @contextlib.contextmanager
@@ -177,9 +178,6 @@ def unchanged() -> Iterator[None]:
         _PERIOD = None
 
 
-_PERIOD: object | None = None
-
-
 class _Family:
     """Layers that are given the same input, in the order in which they are called. The first call computes all of them.
 
@@ -205,7 +203,6 @@ class _Family:
         output = held[1].pop(member)
         self._waiting.held = held if held[1] else None
         return output
-
 
     def _now(self) -> _Stacked:
         """The adapters as they are; see ``unchanged``."""

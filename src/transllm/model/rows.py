@@ -10,7 +10,7 @@ Shapes: V old rows, N new rows, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class SplitHead(nn.Module):
         rows = self.rows
         if rows.original_only:
             return self.original
-        block = _Block(like.new_empty(most, len(rows.old) + len(rows.new)))
+        block = like.new_empty(most, len(rows.old) + len(rows.new))
         return lambda hidden_nD: cast(Tensor, _Project.apply(hidden_nD, rows.old, rows.new, block))  # type: ignore[no-untyped-call]
 
     def original(self, hidden: Tensor) -> Tensor:
@@ -93,21 +93,15 @@ class SplitHead(nn.Module):
         return F.linear(hidden, self.rows.old.to(hidden.dtype))
 
 
-class _Block(NamedTuple):
-    """Memory for logits; wrapped, so that autograd takes it for nobody's input."""
-
-    memory: Tensor
-
-
 class _Project(torch.autograd.Function):
     """Both products written side by side into one matrix: joining them afterwards would copy the largest tensor of all."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_nD: Tensor, old_VD: Tensor, new_ND: Tensor, block: _Block | None) -> Tensor:
+    def forward(ctx: Any, hidden_nD: Tensor, old_VD: Tensor, new_ND: Tensor, block: Tensor | None) -> Tensor:
         old, new = old_VD.to(hidden_nD.dtype), new_ND.to(hidden_nD.dtype)
         shape = len(hidden_nD), len(old) + len(new)
         # ``data``: for autograd a tensor of its own, where a slice would be a view of what the next chunk overwrites.
-        logits = hidden_nD.new_empty(shape) if block is None else block.memory[: len(hidden_nD)].data
+        logits = hidden_nD.new_empty(shape) if block is None else block[: len(hidden_nD)].data
         width = _PANEL if logits.device.type == "cpu" and logits.dtype == torch.float32 else len(old)
         for start in range(0, len(old), width):
             panel = slice(start, min(start + width, len(old)))
