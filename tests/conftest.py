@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Mistral
 from transformers import PreTrainedTokenizerFast as Fast
 from transformers.models.gemma2 import Gemma2Config
 
+from transllm import native
 from transllm.languages import LANGUAGES
 from transllm.model import grow, place
 from transllm.model.load import save_folder
@@ -36,6 +37,15 @@ _ENGLISH = [f"{who} {does} {what}." for who in ("The teacher", "My neighbour", "
 _SPANISH = [f"{who} {does} {what}." for who in ("La maestra", "Mi vecino", "El capitán", "La compañía")
             for does in ("describía", "nunca visitó", "está buscando")
             for what in ("la biblioteca", "tres jardines", "el corazón del niño")]
+
+
+@pytest.fixture
+def torch_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, nothing compiled is used, as on a machine without a compiler."""
+    monkeypatch.setenv(native.OFF, "1")
+    native.kernels.cache_clear()
+    yield
+    native.kernels.cache_clear()
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""Gated layers and norms whose results are made again in the backward pass: the same gradients to the last bit, from less memory."""
+"""Gated layers and norms whose results are made again in the backward pass: the same gradients to the last bit, from less memory; with
+compiled kernels, which round once where torch rounds at each step, to rounding."""
 
 from __future__ import annotations
 
@@ -47,8 +48,11 @@ def _gradients(adapted: Adapted) -> tuple[list[Tensor], int]:
 @pytest.mark.parametrize(("kind", "settings"), [
     ("tied", {}), ("padded", {}), ("gemma", {}), ("sliding", {"dropout": 0.3}), ("tied", {"embeddings": "all"})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_the_same_and_less_is_kept(adapt: Adapt, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any],
-                                                 dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_the_same_and_less_is_kept(adapt: Adapt, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, kind: str,
+                                                 settings: dict[str, Any], dtype: torch.dtype, compiled: bool) -> None:
+    if not compiled:
+        request.getfixturevalue("torch_only")
     found = []
     for lean in (False, True):
         adapted = _moved(adapt(kind, dtype=dtype, **settings))
@@ -60,7 +64,12 @@ def test_gradients_are_the_same_and_less_is_kept(adapt: Adapt, monkeypatch: pyte
             adapted.peft.train()
             found.append(_gradients(adapted))
     (plain, kept), (ours, fewer) = found
-    assert len(plain) == len(ours) > 20 and all(torch.equal(left, right) for left, right in zip(plain, ours, strict=True))
+    assert len(plain) == len(ours) > 20
+    if compiled:
+        close = 1e-5 if dtype == torch.float32 else 0.03
+        assert all((left - right).norm() <= close * left.norm() for left, right in zip(plain, ours, strict=True))
+    else:
+        assert all(torch.equal(left, right) for left, right in zip(plain, ours, strict=True))
     layer = 2 * IDS.shape[1]  # two layers, so many tokens
     # What the activation gave and the product, 48 numbers each; the outputs of both norms, 32 each, where they are ours.
     assert kept - fewer == layer * (2 * 48 + (2 * 32 if kind != "gemma" else 0))
@@ -109,7 +118,7 @@ def test_a_tensor_carries_how_it_was_made_and_no_history() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tied", "gemma"])
-def test_what_the_activation_gave_is_made_once_for_two(adapt: Adapt, kind: str) -> None:
+def test_what_the_activation_gave_is_made_once_for_two(adapt: Adapt, torch_only: None, kind: str) -> None:
     """For the layer after it and for the gate itself. Of an activation that is not SiLU autograd makes its own."""
     adapted = _moved(adapt(kind))
     adapted.quicken()

@@ -210,10 +210,10 @@ def test_a_layer_used_twice_has_no_siblings() -> None:
 
 
 def test_passes_share_the_copies_of_adapters_that_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One copy for all passes and threads inside, a new one after each change, though fused optimisers leave torch's version as it is."""
+    """One copy for all passes and threads inside, taken anew after each change, though fused optimisers leave torch's version as it is."""
     made: list[int] = []
-    init = lora._Stacked.__init__
-    monkeypatch.setattr(lora._Stacked, "__init__", lambda self, *args: (made.append(1), init(self, *args))[1])
+    copy = lora._Stacked._copy
+    monkeypatch.setattr(lora._Stacked, "_copy", lambda self: (made.append(self.a_ri.data_ptr()), copy(self))[1])
     layer, x = _layer().train(), torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     trained = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     optimizer = torch.optim.AdamW(trained, lr=0.5, fused=True)
@@ -226,5 +226,14 @@ def test_passes_share_the_copies_of_adapters_that_stay_as_they_are(monkeypatch: 
         optimizer.zero_grad()
         outputs[0].square().sum().backward()
         optimizer.step()
+    assert len(set(made)) == 1, "a copy stays where it is"
     layer(x), layer(x)
     assert len(made) == 5, "outside, each pass makes its own"
+
+
+def test_copies_follow_what_an_adapter_is_multiplied_by() -> None:
+    layer, x = _layer().train(), torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    for scale in (2.0, 0.5):
+        layer.scaling["default"] = scale
+        with lora.unchanged():
+            torch.testing.assert_close(layer(x), PeftLoraLinear.forward(layer, x), rtol=1e-4, atol=1e-5)

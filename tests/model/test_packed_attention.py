@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from transllm.errors import ModelError
 from transllm.model import PACKED, Documents, attention, enable_packed, hidden_states
-from transllm.model.attention import Shared, _Attention, _causal_mask, _fused_attention, _Heads, packed_attention
+from transllm.model.attention import Shared, _Attention, _causal_mask, _fused_attention, packed_attention
+from transllm.native import Heads
 
 Make = Callable[..., PreTrainedModel]
 LENGTHS = [13, 1, 40, 7, 40, 3]  # several groups: 1 to 32 slots, then more than twice as long
@@ -153,7 +154,7 @@ def test_documents_that_share_a_beginning_get_what_they_get_alone(make_chat_mode
 @pytest.mark.parametrize("window", [None, 7])
 def test_torchs_kernel_shares_beginnings_too(window: int | None) -> None:
     _, documents = _alike()
-    shape, generator = _Heads(4, 2, 8), torch.Generator().manual_seed(1)
+    shape, generator = Heads(4, 2, 8), torch.Generator().manual_seed(1)
     given = [torch.randn(len(documents.back), heads * 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)]
     found = []
     for fused in (False, True):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from transllm.errors import ModelError
+from transllm.native import Extent, Heads, Kernels, kernels
 
 PACKED = "transllm_packed"
 
@@ -42,14 +43,6 @@ class _Group(NamedTuple):
     start: int
     members: int
     length: int
-
-
-class _Heads(NamedTuple):
-    """Numbers of query and key-value heads, and their size."""
-
-    query: int
-    key: int
-    size: int
 
 
 class Shared(NamedTuple):
@@ -121,12 +114,18 @@ class Documents:
         self.real = is_real.to(device)
         self.positions_1T = torch.cat([torch.arange(begin, n) for begin, n in zip(begins, lengths, strict=True)]).unsqueeze(0).to(device)
         is_own = torch.cat([torch.arange(n) >= begin for begin, n in zip(begins, lengths, strict=True)])
+        self._begins = begins
         self.places_W, self.own_T = torch.cat(places).to(device), is_own.nonzero().squeeze(-1).to(device)
         self.copies: _Copies | None = None
         if shared:
             again = torch.cat(copied)
             tokens, which = torch.cat(gather)[again].unique(return_inverse=True)
             self.copies = _Copies(again.to(device), which.to(device), tokens.to(device))
+
+    @functools.cached_property
+    def extent(self) -> Extent:
+        """The same for a processor's own attention."""
+        return Extent(torch.tensor(self.lengths), torch.tensor(self._begins), self.places_W, self.copies is not None)
 
     @functools.cached_property
     def borders(self) -> Tensor:
@@ -207,17 +206,20 @@ def packed_attention(
     scale = scaling if scaling is not None else query.shape[-1]**-0.5
     if sliding_window is not None and sliding_window >= max(documents.lengths):
         sliding_window = None  # it hides nothing, and a mask takes torch's fast kernels away
-    rows = [states[0].transpose(0, 1).reshape(query.shape[2], -1) for states in (query, key, value)]
-    shape = _Heads(query.shape[1], key.shape[1], query.shape[-1])
+    rows = [states.transpose(1, 2).reshape(query.shape[2], -1) for states in (query, key, value)]  # [0] would cost a copy on the way back
+    shape = Heads(query.shape[1], key.shape[1], query.shape[-1])
     dropout = dropout if module.training else 0.0
     if query.device.type == "cpu" and not dropout:
-        output: Tensor = _Attention.apply(*rows, documents, shape, scale, sliding_window)  # type: ignore[no-untyped-call]  # torch's own
+        ready = kernels()
+        own = ready is not None and ready.serve_attention(rows[0], shape.size)
+        attention: Any = _NativeAttention if own else _Attention
+        output: Tensor = attention.apply(*rows, documents, shape, scale, sliding_window)
     else:
         output = _fused_attention(rows, documents, shape, scale, sliding_window, dropout)
     return output.view(1, -1, shape.query, shape.size), None
 
 
-def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: _Heads, scale: float, window: int | None,
+def _fused_attention(rows: Sequence[Tensor], documents: Documents, shape: Heads, scale: float, window: int | None,
                      dropout: float) -> Tensor:
     """torch's kernel, group by group: on accelerators it is fast both ways and holds no (L, L) matrix. (T, H d) -> (T, H d)"""
     slots: list[Tensor] = [_ToSlots.apply(part, documents.gather, documents.back, *(documents.copies or ()))  # type: ignore[no-untyped-call]
@@ -242,7 +244,7 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: Documents, shape: _Heads, scale: float,
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: Documents, shape: Heads, scale: float,
                 window: int | None) -> Tensor:
         gathered = [rows.index_select(0, documents.gather) for rows in (query, key, value)]
         context = torch.empty_like(gathered[0])
@@ -285,6 +287,27 @@ class _Attention(torch.autograd.Function):
         return *(_sum_of_slots(rows, documents.back, documents.copies) for rows in moved), None, None, None, None
 
 
+class _NativeAttention(torch.autograd.Function):
+    """The same in blocks that stay in the processor's cache: no weights are kept, and none are ever in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: Documents, heads: Heads, scale: float,
+                window: int | None) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        context, log_sums = _own_kernels().attention(query, key, value, documents.extent, heads, scale=scale, window=window)
+        ctx.save_for_backward(query, key, value, context, log_sums)
+        ctx.settings = {"extent": documents.extent, "heads": heads, "scale": scale, "window": window}
+        return context
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *_own_kernels().attention_back(gradients[0], *ctx.saved_tensors, **ctx.settings), None, None, None, None
+
+
+def _own_kernels() -> Kernels:
+    return cast(Kernels, kernels())
+
+
 class _Block(NamedTuple):
     """Queries from ``start`` to ``stop``, which see the keys from ``first`` to ``stop``."""
 
@@ -299,13 +322,13 @@ def _blocks(length: int, window: int | None) -> list[_Block]:
     return [_Block(start, min(start + size, length), max(0, start - back)) for start in range(0, length, size)]
 
 
-def _of_group(gathered: Sequence[Tensor], group: _Group, shape: _Heads) -> tuple[Tensor, Tensor, Tensor]:
+def _of_group(gathered: Sequence[Tensor], group: _Group, shape: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """Query by place; key and value by key head."""
     query, key, value = (_by_place(rows, group, shape) for rows in gathered)
     return query, _by_key_head(key), _by_key_head(value)
 
 
-def _by_place(rows: Tensor, group: _Group, shape: _Heads) -> Tensor:
+def _by_place(rows: Tensor, group: _Group, shape: Heads) -> Tensor:
     """A group's part of (slots, H d) or (slots, K d), as a view (n, L, K, H/K or 1, d)."""
     part = rows[group.start: group.start + group.members * group.length]
     return part.view(group.members, group.length, shape.key, -1, shape.size)

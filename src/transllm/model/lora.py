@@ -26,6 +26,7 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
 from transllm.model.again import Again, again
+from transllm.model.pages import forget
 
 _PRIME = 1_000_003  # layers of a bin, and bins of neighbouring seeds, draw unlike numbers
 _BIN = threading.local()
@@ -123,7 +124,7 @@ class _LoraProduct(torch.autograd.Function):
             torch.mm(part, b_or, out=inner_gradient)
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            gradient_no = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            gradient_no = _side_by_side(parts)
             x_gradient = gradient_no @ stacked.frozen.weight_oi
             if not seen:
                 x_gradient.addmm_(inner_gradient_nr, stacked.a_ri)
@@ -140,6 +141,19 @@ class _LoraProduct(torch.autograd.Function):
         return None if x_gradient is None else x_gradient.view(ctx.shape), None, None, None, *a_gradients, *b_gradients
 
 
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of the same rows as one matrix; where they lie side by side in memory already, it is that memory. (n, o) each"""
+    first, width = parts[0], sum(part.shape[1] for part in parts)
+    if len(parts) == 1:
+        return first
+    memory, place = first.untyped_storage().data_ptr(), first.storage_offset()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != memory or part.storage_offset() != place or part.stride() != (width, 1):
+            return torch.cat(list(parts), dim=1)
+        place += part.shape[1]
+    return first.as_strided((len(first), width), (width, 1))
+
+
 class _Frozen(NamedTuple):
     """The weights of the siblings' own layers, one below the other."""
 
@@ -150,18 +164,46 @@ class _Frozen(NamedTuple):
 class _Stacked:
     """The adapters of siblings in the precision of the products: all A one below the other, each B by itself, times its scale."""
 
-    def __init__(self, members: Sequence[LoraLinear], frozen: _Frozen) -> None:
-        names = [str(member.active_adapters[0]) for member in members]
-        a: list[Tensor] = [cast(Tensor, member.lora_A[name].weight) for member, name in zip(members, names, strict=True)]
-        b: list[Tensor] = [cast(Tensor, member.lora_B[name].weight) for member, name in zip(members, names, strict=True)]
-        self.frozen = frozen
-        self.trained = (*a, *b)
-        self.ranks, self.outputs = [len(weight) for weight in a], [len(weight) for weight in b]
-        self.scales = [member.scaling[name] / (1 - member.left_out) for member, name in zip(members, names, strict=True)]
-        with torch.no_grad():
-            dtype = frozen.weight_oi.dtype
-            self.a_ri = torch.cat(list(a)).to(dtype)
-            self.b_or = [(weight * scale).to(dtype) for weight, scale in zip(b, self.scales, strict=True)]
+    def __init__(self, members: Sequence[LoraLinear], frozen: _Frozen, period: object | None = None) -> None:
+        self._period = period
+        self.frozen, self._parts = frozen, _parts_of(members)
+        self.trained = (*self._parts.a, *self._parts.b)
+        self.ranks, self.outputs, self.scales = [len(one) for one in self._parts.a], [len(one) for one in self._parts.b], self._parts.scales
+        self.a_ri = torch.empty(sum(self.ranks), self.trained[0].shape[1], dtype=frozen.weight_oi.dtype, device=self.trained[0].device)
+        self.b_or = [torch.empty_like(weight, dtype=frozen.weight_oi.dtype) for weight in self._parts.b]
+        self._copy()
+
+    def follow(self, members: Sequence[LoraLinear], period: object) -> bool:
+        """Hold the members' adapters as they are in this period, if they are the same ones."""
+        if self._period is not period:
+            now = _parts_of(members)
+            if now.scales != self.scales or any(one is not other for one, other in zip((*now.a, *now.b), self.trained, strict=True)):
+                return False
+            self._copy()
+            self._period = period
+        return True
+
+    @torch.no_grad()
+    def _copy(self) -> None:
+        for weight, rows in zip(self._parts.a, self.a_ri.split(self.ranks), strict=True):
+            rows.copy_(weight)
+        for weight, copied, scale in zip(self._parts.b, self.b_or, self.scales, strict=True):
+            copied.copy_(weight * scale)
+
+
+class _Adapters(NamedTuple):
+    """A, B and the scale of each sibling."""
+
+    a: list[Tensor]
+    b: list[Tensor]
+    scales: list[float]
+
+
+def _parts_of(members: Sequence[LoraLinear]) -> _Adapters:
+    names = [str(member.active_adapters[0]) for member in members]
+    return _Adapters([cast(Tensor, member.lora_A[name].weight) for member, name in zip(members, names, strict=True)],
+                     [cast(Tensor, member.lora_B[name].weight) for member, name in zip(members, names, strict=True)],
+                     [member.scaling[name] / (1 - member.left_out) for member, name in zip(members, names, strict=True)])
 
 
 @contextlib.contextmanager
@@ -187,7 +229,8 @@ class _Family:
     def __init__(self, members: Sequence[LoraLinear]) -> None:
         self._members = list(members)
         self._frozen = _stack_in_place(members)
-        self._held: tuple[object, _Stacked] | None = None
+        self._held: _Stacked | None = None
+        self._lock = threading.Lock()
         self._waiting = threading.local()
         for member in members:
             member.family = self
@@ -205,12 +248,18 @@ class _Family:
         return output
 
     def _now(self) -> _Stacked:
-        """The adapters as they are; see ``unchanged``."""
-        period, held = _PERIOD, self._held
-        if period is None or held is None or held[0] is not period:
-            held = period, _Stacked(self._members, self._frozen)
-            self._held = held if period is not None else None
-        return held[1]
+        """The adapters as they are; see ``unchanged``.
+
+        Copies stay where they are from one period to the next: made anew each time, between tensors that come and go with each bin, they
+        left holes that a heap could not fill again.
+        """
+        period = _PERIOD
+        if period is None:
+            return _Stacked(self._members, self._frozen)
+        with self._lock:
+            if self._held is None or not self._held.follow(self._members, period):
+                self._held = _Stacked(self._members, self._frozen, period)
+            return self._held
 
 
 def _stack_in_place(members: Sequence[LoraLinear]) -> _Frozen:
@@ -220,6 +269,7 @@ def _stack_in_place(members: Sequence[LoraLinear]) -> _Frozen:
         return _Frozen(layers[0].weight, layers[0].bias)
     weight_oi = torch.cat([layer.weight.detach() for layer in layers])
     for layer, rows in zip(layers, weight_oi.split([len(layer.weight) for layer in layers]), strict=True):
+        forget(layer.weight)
         layer.weight.data = rows
     return _Frozen(weight_oi, None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers]))
 

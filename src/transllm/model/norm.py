@@ -1,4 +1,4 @@
-"""RMS normalisation with a backward of four passes.
+"""RMS normalisation in one pass each way, or in four where there are no kernels for it (``transllm.native``).
 
 Families write their norm in small steps, and autograd walks them back one by one in float32: on a processor that takes as
 long as a matrix product. The weight is frozen here, so the input's gradient is all there is to compute.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from transllm.model.again import made
+from transllm.native import Kernels, kernels
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -21,20 +22,40 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # of the quotient there is no gradient, and none is to be made
+        ready = _ready(x, weight_D)
+        if ready:
+            output, normed, inverse = ready.norm(x, weight_D, eps)
+            ctx.save_for_backward(normed, inverse, weight_D)
+            ctx.mark_non_differentiable(normed)
+            return output, normed
         wide = x.to(torch.float32, copy=True)
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
         inverse = mean_square.add_(eps).rsqrt_()
         normed = wide.mul_(inverse).to(x.dtype)
-        ctx.save_for_backward(normed, inverse.to(x.dtype), weight_D)
+        ctx.save_for_backward(normed, inverse, weight_D)
         ctx.mark_non_differentiable(normed)
         return normed * weight_D, normed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         normed, inverse, weight_D = ctx.saved_tensors
+        ready = _ready(gradients[0], weight_D)
+        if ready:
+            return ready.norm_back(gradients[0], normed, inverse, weight_D), None, None
         scaled = gradients[0] * weight_D
         along = torch.linalg.vecdot(scaled, normed).unsqueeze(-1) / -normed.shape[-1]
-        return scaled.addcmul_(normed, along).mul_(inverse), None, None
+        return scaled.addcmul_(normed, along).mul_(inverse.to(normed.dtype)), None, None
+
+
+def _ready(x: Tensor, weight_D: Tensor) -> Kernels | None:
+    ready = kernels()
+    return ready if ready and ready.serve(x, weight_D) else None
+
+
+def _weigh(normed: Tensor, weight_D: Tensor) -> Tensor:
+    ready = _ready(normed, weight_D)
+    return ready.weigh(normed, weight_D) if ready else normed * weight_D
 
 
 def use_our_norm(model: nn.Module) -> int:
@@ -74,6 +95,6 @@ def _wrap(module: nn.Module, weight_D: Tensor, eps: float) -> None:
         if not torch.is_grad_enabled():
             return cast(Tensor, own(x))
         output, normed = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
-        return made(output, torch.mul, normed, weight_D)
+        return made(output, _weigh, normed, weight_D)
 
     module.forward = forward

@@ -1,4 +1,4 @@
-"""Rotary positions of queries and keys in three passes forward and three backward.
+"""Rotary positions of queries and keys in one pass each way, or in three where there is no kernel for it (``transllm.native``).
 
 Families turn the halves of each head by signs, joins and sums of whole tensors, and autograd walks each of these back: on a processor that
 takes as long as the products of queries and keys that it is for.
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from transllm.native import kernels
 
 _NAME = "apply_rotary_pos_emb"
 """What most families of transformers call their function, each in a module of its own."""
@@ -38,12 +40,20 @@ class _Rotated(torch.autograd.Function):
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
     """Turned by the angle; ``back``: by the transpose of that, which is the gradient's way."""
+    ready = kernels()
+    if ready and ready.serve(x, cos, sin) and len(x) == 1 and _for_each_place(cos, x) and _for_each_place(sin, x):
+        return ready.rotate(x, cos, sin, back=back)
     half = x.shape[-1] // 2
     first, second = slice(None, half), slice(half, None)
     result = x * cos
     for to, other, sign in ((first, second, -1), (second, first, 1)):
         result[..., to].addcmul_(x[..., other], sin[..., other if back else to], value=-sign if back else sign)
     return result
+
+
+def _for_each_place(angles: Tensor, x: Tensor) -> bool:
+    """Whether there is one line of them for each place of one row."""
+    return angles.shape == (1, 1, *x.shape[2:]) and angles.is_contiguous()
 
 
 def use_our_rotation(model: nn.Module) -> bool:
