@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from transllm.generation import LocalEngine, Sampling
+from transllm.lanes import lanes
 from transllm.model import attach, default_device
 from transllm.pipeline.sample import Clock, Stopwatch, build, cut_config, kept, random_rows, repeated, room, seconds_a_number, set_depth
 from transllm.pipeline.shape import Shape
@@ -256,9 +257,10 @@ class _Sample:
             rows = random_rows(Path(folder), work, tokens=tokens, longest=tokens, vocabulary=self._old + self._new)
             batch = next(batches_of(rows, pack(rows.lengths, capacity=tokens, seed=0), device=self._device))
         found = []
-        for depth in self.depths:
-            with self._at(depth):
-                found.append(kept(self._adapted, batch) / batch.ids_1T.shape[1])
+        with lanes(lanes_for(self._adapted.peft, bins=work.bins_a_step)) as run_lanes:  # which kernels there are depends on a lane's cores
+            for depth in self.depths:
+                with self._at(depth):
+                    found.append(next(iter(run_lanes(kept, [self._adapted], [batch]))) / batch.ids_1T.shape[1])
         line = Line.through(self.depths, (found[0], found[1])).scaled(head=self._narrow, layer=self._narrow)
         if not self._training.gradient_checkpointing:
             return line
