@@ -95,7 +95,7 @@ def stage_of(work: dict[str, Any]) -> TrainStage:
 def _spoil(module: Any, inputs: Any, output: Any) -> None:
     """Let the gradient of a bin not be a number."""
     hidden = output.last_hidden_state
-    if hidden.requires_grad and hidden.shape[1] > 1:
+    if hidden.requires_grad and hidden.shape[1] > 32:  # a pass for company is one token, rounded up
         hidden.register_hook(lambda gradient: gradient * torch.nan)
 
 

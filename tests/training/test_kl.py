@@ -161,7 +161,7 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", [*KINDS, "cross entropy"])
 def test_no_tensor_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 16)
+    monkeypatch.setattr(loss, "CHUNK", 32)
     places, width, columns = 400, 8, 300
     matrix = torch.randn(columns, width)
     head = SplitHead(SplitEmbedding(matrix[:250], matrix[250:]))
@@ -175,4 +175,4 @@ def test_no_tensor_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch, kind:
     with _Largest() as watch:
         run().backward()
     assert hidden.grad is not None and hidden.grad.all()
-    assert watch.numbers <= 16 * columns < places * 250, "a chunk's logits are the largest tensor"
+    assert watch.numbers <= 32 * columns < places * 250, "a chunk's logits are the largest tensor"

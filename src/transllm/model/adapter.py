@@ -30,6 +30,7 @@ from transllm.model.rotation import use_our_rotation
 from transllm.model.rows import SplitEmbedding, SplitHead
 from transllm.model.saved import ADAPTER, ROWS, load_body, read_file, save_body, save_rows, trained_as
 from transllm.model.source import quiet
+from transllm.native import kernels
 from transllm.recipe.schema import Attention, Lora, Training
 
 
@@ -122,7 +123,7 @@ class Adapted:
         """
         chosen = choose_attention(self.base, attention)
         found = {"attention": "packed" if chosen == PACKED else chosen, "joined_layers": 0, "fast_norms": 0, "lean_gates": 0,
-                 "fast_rotation": False}
+                 "fast_rotation": False, "compiled_kernels": self.device.type == "cpu" and kernels() is not None}
         if self.sharded:  # the others hold on to weights that come and go
             self.take_back()
             return found

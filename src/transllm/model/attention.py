@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from transllm.errors import ModelError
+from transllm.model.rounding import to_round
 from transllm.native import Extent, Heads, Kernels, kernels
 
 PACKED = "transllm_packed"
@@ -77,7 +78,7 @@ class Documents:
     """
 
     def __init__(self, lengths: Sequence[int], *, shared: Sequence[Shared] = (), device: torch.device | str = "cpu") -> None:
-        self.lengths = list(lengths)
+        self.lengths, self._shared = list(lengths), list(shared)
         if not lengths or min(lengths) < 1:
             raise ValueError("a packed row holds at least one document, and none is empty")
         begins = [0] * len(lengths)  # the first token that is a document's own
@@ -121,6 +122,12 @@ class Documents:
             again = torch.cat(copied)
             tokens, which = torch.cat(gather)[again].unique(return_inverse=True)
             self.copies = _Copies(again.to(device), which.to(device), tokens.to(device))
+
+    @functools.cached_property
+    def rounded(self) -> Documents:
+        """The row with tokens more at its end, a document of their own, that give it a round length (``rounding.py``)."""
+        more = to_round(len(self.own_T), self.own_T.device)
+        return Documents([*self.lengths, more], shared=self._shared, device=self.own_T.device)
 
     @functools.cached_property
     def extent(self) -> Extent:

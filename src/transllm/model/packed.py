@@ -13,11 +13,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from transllm.errors import ModelError, kind_and_line
 from transllm.model.attention import PACKED, Documents, Shared
+from transllm.model.rounding import to_round
 from transllm.recipe.schema import Attention
 
 APART = "apart"
@@ -44,6 +46,9 @@ def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) 
         return torch.cat([decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state for ids, positions in parts], 1)
     extra: dict[str, Any] = {}
     if model.config._attn_implementation == PACKED:
+        more = to_round(ids_1T.shape[1], ids_1T.device)
+        if more:
+            return hidden_states(model, F.pad(ids_1T, (0, more)), documents.rounded)[:, :-more]
         extra = {"documents": documents}
     elif model.config._attn_implementation.startswith("flash_attention"):  # else it reads the borders off positions, waiting in each layer
         borders, longest = documents.borders, max(documents.lengths)

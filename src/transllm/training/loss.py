@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from transllm.model.rounding import to_round
 from transllm.model.rows import SplitHead
 
 IGNORE = -100
@@ -76,21 +77,24 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         hidden_gradient = torch.empty_like(hidden_ND)
         gradients = [torch.zeros_like(weight) for weight in trained]
-        project = head.into(min(CHUNK, len(hidden_ND)), like=hidden_ND) if isinstance(head, SplitHead) else head
+        most = min(CHUNK, len(hidden_ND))
+        project = head.into(most + to_round(most, hidden_ND.device), like=hidden_ND) if isinstance(head, SplitHead) else head
         for start in range(0, len(hidden_ND), CHUNK):
             part = slice(start, start + CHUNK)
-            chunk = hidden_ND[part].detach().requires_grad_(wanted)
+            count = len(hidden_ND[part])
+            chunk = nn.functional.pad(hidden_ND[part].detach(), (0, 0, 0, to_round(count, hidden_ND.device))).requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 raw = project(chunk)
                 logits = finish(raw)
             gradient: Tensor | None = None
             if wanted:
                 gradient = logits.detach() if in_place and logits is raw and logits.device.type == "cpu" else torch.empty_like(logits)
-            total += measure(part, logits.detach(), gradient)
+            total += measure(part, logits.detach()[:count], None if gradient is None else gradient[:count])
             if gradient is not None:
+                gradient[count:] = 0
                 # A row that the projection leaves out (new ones, in a KL) has no gradient.
                 chunk_gradient, *rest = torch.autograd.grad(logits, [chunk, *trained], gradient, allow_unused=True)
-                hidden_gradient[part] = chunk_gradient
+                hidden_gradient[part] = chunk_gradient[:count]
                 for weight, one in zip(gradients, rest, strict=True):
                     if one is not None:
                         weight += one
