@@ -1,4 +1,4 @@
-/* Sixteen numbers at once, for whatever processor the compiler aims at: wide vectors are split where registers are narrower. */
+/* As many numbers at once as the compiler's processor has in a register. */
 
 #include <math.h>
 #include <stdint.h>
@@ -7,11 +7,17 @@
 #include <immintrin.h>
 #endif
 
+#ifdef __AVX512F__
 #define LANES 16
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t VI __attribute__((vector_size(64)));
-typedef uint32_t VU __attribute__((vector_size(64)));
-typedef uint16_t VH __attribute__((vector_size(32)));
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t VI __attribute__((vector_size(4 * LANES)));
+typedef uint32_t VU __attribute__((vector_size(4 * LANES)));
+typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
 
 /* `i` goes over the numbers below `width` in steps of LANES, and `n` says how many of them are there. */
 #define EACH(i, n, width) for (int64_t i = 0, n; i < (width) && ((n = (width) - i < LANES ? (width) - i : LANES), 1); i += LANES)
