@@ -68,7 +68,8 @@ def test_gates_of_any_shape(dtype: torch.dtype, rows: int, width: int) -> None:
     wide = [one.double().requires_grad_() for one in (gate, up)]
     product = nn.functional.silu(wide[0]) * wide[1]
     _near(ready.gate(gate, up), product.detach(), CLOSE[dtype])
-    both = ready.gate_back(gradient, gate, up)
+    again, *both = ready.gate_back(gradient, gate, up)
+    assert torch.equal(again, ready.gate(gate, up))
     for ours, expected in zip(both, torch.autograd.grad(product, wide, gradient.double()), strict=True):
         _near(ours, expected, CLOSE[dtype])
     assert both[1].data_ptr() - both[0].data_ptr() == width * gate.element_size(), "halves of one matrix"
@@ -108,7 +109,7 @@ def test_extremes(ready: Kernels, dtype: torch.dtype) -> None:
     """Gates far from zero are open or shut, and what is no number stays that: the guards of training look for it."""
     gate = torch.tensor([[-1e30, -300.0, -80.0, 80.0, 300.0, 1e30, 0.0]]).to(dtype)
     up = torch.full_like(gate, 2.0)
-    to_gate, to_up = ready.gate_back(torch.ones_like(gate), gate, up)
+    _, to_gate, to_up = ready.gate_back(torch.ones_like(gate), gate, up)
     for ours, expected in ((ready.gate(gate, up), 2 * gate.clamp_min(0)), (to_up, gate.clamp_min(0)),
                            (to_gate, torch.tensor([[0.0, 0, 0, 2, 2, 2, 1]]).to(dtype))):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
@@ -116,7 +117,7 @@ def test_extremes(ready: Kernels, dtype: torch.dtype) -> None:
         spoilt = torch.ones(1, 20, dtype=dtype)
         spoilt[0, 17] = bad
         ones = torch.ones(20, dtype=dtype)
-        assert not ready.gate(spoilt, spoilt).isfinite()[0, 17] and not ready.gate_back(spoilt, spoilt, spoilt)[0].isfinite()[0, 17]
+        assert not ready.gate(spoilt, spoilt).isfinite()[0, 17] and not ready.gate_back(spoilt, spoilt, spoilt)[1].isfinite()[0, 17]
         out, normed, inverse = ready.norm(spoilt, ones, 1e-5)
         assert not out.isfinite().all() and not ready.norm_back(spoilt, normed, inverse, ones).isfinite().all()
         assert not ready.rotate(spoilt.view(1, 1, 1, 20), ones.view(1, 1, 1, 20), ones.view(1, 1, 1, 20), back=False).isfinite().all()

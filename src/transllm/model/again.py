@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Again(NamedTuple):
-    """How a tensor is made: ``make(*of)``, to the last bit."""
+    """How a tensor is made: ``make(gradient, *of)``, to the last bit.
+
+    The gradient is the tensor's own, or None where it is not known: for who makes both in one pass.
+    """
 
     make: Callable[..., Tensor]
     of: tuple[Tensor, ...]

@@ -1,8 +1,8 @@
 """The gated layer ``down(act(gate(x)) * up(x))`` that keeps its two factors and nothing else for the backward pass.
 
 Autograd keeps what the activation gave, and the layer after it the product: a quarter of all that a step holds. Both are made again from
-the factors, in two passes over them; what the activation gave then is computed once for both. SiLU's product, and the gradients of both
-factors, are one pass each where there are kernels for it (``transllm.native``).
+the factors, when the layer after it has the product's gradient, so that those of the factors are computed with it: in one pass for SiLU,
+where there are kernels for it (``transllm.native``).
 """
 
 from __future__ import annotations
@@ -16,53 +16,57 @@ from torch import Tensor, nn
 
 from transllm.model.again import made
 from transllm.model.lora import LoraLinear
-from transllm.native import Kernels, kernels
+from transllm.native import serving
 
 Activation = Callable[[Tensor], Tensor]
 
 
-class _Opened:
-    """What the activation gave, from where it is made again to where it is wanted next."""
+class _Ahead:
+    """The gradients of both factors, from where the product is made again, which is when they can be had in the same pass."""
 
-    held: Tensor | None = None
+    held: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def take(self) -> Tensor | None:
-        """It, once."""
-        opened, self.held = self.held, None
-        return opened
+    def take(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Those that belong to this gradient of the product, once."""
+        held, self.held = self.held, None
+        return held[1:] if held is not None and held[0].data_ptr() == gradient.data_ptr() and held[0].shape == gradient.shape else None
 
 
 class _Gated(torch.autograd.Function):
     """``act(gate) * up``."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Activation, is_silu: bool, opened: _Opened) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: Activation, is_silu: bool, ahead: _Ahead) -> Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.act, ctx.is_silu, ctx.opened = act, is_silu, opened
-        ready = _ready(gate, up, is_silu)
-        return ready.gate(gate, up) if ready else act(gate) * up
+        ctx.act, ctx.is_silu, ctx.ahead = act, is_silu, ahead
+        return _product(gate, up, act, is_silu)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        opened: Tensor | None = ctx.opened.take()
-        ready = _ready(gate, up, ctx.is_silu)
-        if ready:
-            return *ready.gate_back(gradients[0], gate, up), None, None, None
-        if ctx.is_silu:
-            opened = ctx.act(gate) if opened is None else opened
-            gate_gradient = torch.ops.aten.silu_backward(gradients[0] * up, gate)
-        else:
-            with torch.enable_grad():
-                leaf = gate.detach().requires_grad_()
-                opened = ctx.act(leaf)
-            (gate_gradient,) = torch.autograd.grad(opened, leaf, gradients[0] * up)
-        return gate_gradient, gradients[0] * opened.detach(), None, None, None
+        of_factors = ctx.ahead.take(gradients[0]) or _with_gradients(gradients[0], gate, up, ctx.act, ctx.is_silu)[1:]
+        return *of_factors, None, None, None
 
 
-def _ready(gate: Tensor, up: Tensor, is_silu: bool) -> Kernels | None:
-    ready = kernels() if is_silu else None
-    return ready if ready and ready.serve(gate, up) else None
+def _product(gate: Tensor, up: Tensor, act: Activation, is_silu: bool) -> Tensor:
+    ready = serving(gate, up) if is_silu else None
+    return ready.gate(gate, up) if ready else act(gate) * up
+
+
+def _with_gradients(gradient: Tensor, gate: Tensor, up: Tensor, act: Activation, is_silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The product, and the gradients of gate and up from that of the product."""
+    ready = serving(gate, up) if is_silu else None
+    if ready:
+        return ready.gate_back(gradient, gate, up)
+    if is_silu:
+        opened, of_gate = act(gate), torch.ops.aten.silu_backward(gradient * up, gate)
+    else:
+        with torch.enable_grad():
+            leaf = gate.detach().requires_grad_()
+            opened = act(leaf)
+        (of_gate,) = torch.autograd.grad(opened, leaf, gradient * up)
+        opened = opened.detach()
+    return opened * up, of_gate, gradient * opened
 
 
 class _Parts(NamedTuple):
@@ -111,15 +115,15 @@ def _is_silu(act: nn.Module, weight: Tensor) -> bool:
 
 def _gated(parts: _Parts, x: Tensor) -> Tensor:
     gate, up = parts.gate(x), parts.up(x)
-    opened = _Opened()
-    product: Tensor = _Gated.apply(gate, up, parts.act, parts.is_silu, opened)  # type: ignore[no-untyped-call]  # torch's own
+    ahead = _Ahead()
+    product: Tensor = _Gated.apply(gate, up, parts.act, parts.is_silu, ahead)  # type: ignore[no-untyped-call]  # torch's own
 
-    def make(gate: Tensor, up: Tensor) -> Tensor:
-        ready = _ready(gate, up, parts.is_silu)
-        if ready:
-            return ready.gate(gate, up)
-        opened.held = parts.act(gate)
-        return opened.held * up
+    def make(gradient: Tensor | None, gate: Tensor, up: Tensor) -> Tensor:
+        if gradient is None:
+            return _product(gate, up, parts.act, parts.is_silu)
+        product, of_gate, of_up = _with_gradients(gradient, gate, up, parts.act, parts.is_silu)
+        ahead.held = gradient, of_gate, of_up
+        return product
 
     return cast(Tensor, parts.down(made(product, make, gate, up)))
 

@@ -116,11 +116,11 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inner_nr, *others = ctx.saved_tensors
         seen, source = others[: ctx.seen], others[ctx.seen:]
-        x_ni = (ctx.make(*source) if ctx.make else source[0]).reshape(len(inner_nr), -1)
         stacked: _Stacked = ctx.stacked
-        parts = [gradient.reshape(len(x_ni), -1) for gradient in gradients]
+        parts = [gradient.reshape(len(inner_nr), -1) for gradient in gradients]
         inner_gradient_nr = torch.empty_like(inner_nr)
-        for part, b_or, inner_gradient in zip(parts, stacked.b_or, inner_gradient_nr.split(stacked.ranks, dim=1), strict=True):
+        inner_parts = inner_gradient_nr.split(stacked.ranks, dim=1)
+        for part, b_or, inner_gradient in zip(parts, stacked.b_or, inner_parts, strict=True):
             torch.mm(part, b_or, out=inner_gradient)
         x_gradient = None
         if ctx.needs_input_grad[0]:
@@ -128,17 +128,17 @@ class _LoraProduct(torch.autograd.Function):
             x_gradient = gradient_no @ stacked.frozen.weight_oi
             if not seen:
                 x_gradient.addmm_(inner_gradient_nr, stacked.a_ri)
+            for one, a_ri, inner in zip(seen, stacked.a_ri.split(stacked.ranks), inner_parts, strict=False):
+                x_gradient += (inner @ a_ri).mul_(one)
+            x_gradient = x_gradient.view(ctx.shape)
+        x_ni = (ctx.make(x_gradient, *source) if ctx.make else source[0]).reshape(len(inner_nr), -1)
         if seen:
-            a_gradients, inner_parts = [], inner_gradient_nr.split(stacked.ranks, dim=1)
-            for one, a_ri, inner in zip(seen, stacked.a_ri.split(stacked.ranks), inner_parts, strict=True):
-                a_gradients.append((inner.T @ (x_ni * one)).float())
-                if x_gradient is not None:
-                    x_gradient += (inner @ a_ri).mul_(one)
+            a_gradients = [(inner.T @ (x_ni * one)).float() for one, inner in zip(seen, inner_parts, strict=True)]
         else:
             a_gradients = [*(inner_gradient_nr.T @ x_ni).float().split(stacked.ranks)]
         b_gradients = [(part.T @ inner).float().mul_(scale) for part, inner, scale in
                        zip(parts, inner_nr.split(stacked.ranks, dim=1), stacked.scales, strict=True)]
-        return None if x_gradient is None else x_gradient.view(ctx.shape), None, None, None, *a_gradients, *b_gradients
+        return x_gradient, None, None, None, *a_gradients, *b_gradients
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from transllm.model.again import made
-from transllm.native import Kernels, kernels
+from transllm.native import serving
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)  # of the quotient there is no gradient, and none is to be made
-        ready = _ready(x, weight_D)
+        ready = serving(x, weight_D)
         if ready:
             output, normed, inverse = ready.norm(x, weight_D, eps)
             ctx.save_for_backward(normed, inverse, weight_D)
@@ -40,7 +40,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         normed, inverse, weight_D = ctx.saved_tensors
-        ready = _ready(gradients[0], weight_D)
+        ready = serving(gradients[0], weight_D)
         if ready:
             return ready.norm_back(gradients[0], normed, inverse, weight_D), None, None
         scaled = gradients[0] * weight_D
@@ -48,13 +48,8 @@ class _RmsNorm(torch.autograd.Function):
         return scaled.addcmul_(normed, along).mul_(inverse.to(normed.dtype)), None, None
 
 
-def _ready(x: Tensor, weight_D: Tensor) -> Kernels | None:
-    ready = kernels()
-    return ready if ready and ready.serve(x, weight_D) else None
-
-
 def _weigh(normed: Tensor, weight_D: Tensor) -> Tensor:
-    ready = _ready(normed, weight_D)
+    ready = serving(normed, weight_D)
     return ready.weigh(normed, weight_D) if ready else normed * weight_D
 
 
@@ -95,6 +90,6 @@ def _wrap(module: nn.Module, weight_D: Tensor, eps: float) -> None:
         if not torch.is_grad_enabled():
             return cast(Tensor, own(x))
         output, normed = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
-        return made(output, _weigh, normed, weight_D)
+        return made(output, lambda _, *of: _weigh(*of), normed, weight_D)
 
     module.forward = forward

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transllm.native import kernels
+from transllm.native import serving
 
 _NAME = "apply_rotary_pos_emb"
 """What most families of transformers call their function, each in a module of its own."""
@@ -40,8 +40,8 @@ class _Rotated(torch.autograd.Function):
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
     """Turned by the angle; ``back``: by the transpose of that, which is the gradient's way."""
-    ready = kernels()
-    if ready and ready.serve(x, cos, sin) and len(x) == 1 and _for_each_place(cos, x) and _for_each_place(sin, x):
+    ready = serving(x, cos, sin)
+    if ready and len(x) == 1 and _for_each_place(cos, x) and _for_each_place(sin, x):
         return ready.rotate(x, cos, sin, back=back)
     half = x.shape[-1] // 2
     first, second = slice(None, half), slice(half, None)

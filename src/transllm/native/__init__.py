@@ -32,7 +32,7 @@ _LARGEST_HEAD = 256  # larger ones leave no room in the cache
 _N, _P, _F = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _ARGUMENTS: dict[str, list[Any]] = {
     "gate": [_N, _N, _P, _N, _P, _N, _P],
-    "gate_back": [_N, _N, _P, _N, _P, _N, _P, _P, _P, _N],
+    "gate_back": [_N, _N, _P, _N, _P, _N, _P, _P, _P, _P, _N],
     "norm": [_N, _N, _P, _P, _F, _P, _P, _P],
     "norm_back": [_N, _N, _P, _P, _P, _P, _P],
     "weigh": [_N, _N, _P, _P, _P],
@@ -104,13 +104,13 @@ class Kernels:
         self._call("gate", a, *a.shape, a, a.stride(0), b, b.stride(0), out)
         return out
 
-    def gate_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of both factors: the halves of one matrix."""
-        a, b, width = _rows(gate), _rows(up), gate.shape[-1]
+    def gate_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same product, and the gradients of both factors: the halves of one matrix."""
+        a, b, width, product = _rows(gate), _rows(up), gate.shape[-1], torch.empty(gate.shape, dtype=gate.dtype)
         both = torch.empty(len(a), 2 * width, dtype=gate.dtype)
         to_gate, to_up = both.split(width, dim=1)
-        self._call("gate_back", a, *a.shape, a, a.stride(0), b, b.stride(0), gradient.contiguous(), to_gate, to_up, 2 * width)
-        return to_gate.view(gate.shape), to_up.view(up.shape)
+        self._call("gate_back", a, *a.shape, a, a.stride(0), b, b.stride(0), gradient.contiguous(), product, to_gate, to_up, 2 * width)
+        return product, to_gate.view(gate.shape), to_up.view(up.shape)
 
     def norm(self, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """``weight * (x / rms(x))``, the quotient, and what x was multiplied by for it, in float32 (..., 1)."""
@@ -180,6 +180,12 @@ def _rows(x: Tensor) -> Tensor:
 
 def _row(extent: Extent, heads: Heads, scale: float, window: int | None) -> _Row:
     return _Row(len(extent.lengths), *(one.data_ptr() for one in extent[:3]), *heads, scale, 2**31 - 1 if window is None else window)
+
+
+def serving(*tensors: Tensor) -> Kernels | None:
+    """The kernels, if they are there and compute with these tensors."""
+    ready = kernels() if tensors[0].device.type == "cpu" else None
+    return ready if ready and ready.serve(*tensors) else None
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def _pairs(kernels: Kernels, dtype: torch.dtype, draw: torch.Generator) -> Itera
         product = nn.functional.silu(wide[0]) * wide[1]
         gradients = torch.autograd.grad(product, wide, gradient.double())
     yield "gate", kernels.gate(gate, up), product
-    yield from (("gate_back", *pair) for pair in zip(kernels.gate_back(gradient, gate, up), gradients, strict=True))
+    yield from (("gate_back", *pair) for pair in zip(kernels.gate_back(gradient, gate, up), (product, *gradients), strict=True))
 
     x, weight = random(5, 37), random(37)
     wide = [x.double().requires_grad_()]

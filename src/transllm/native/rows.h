@@ -9,16 +9,17 @@ void NAME(gate)(int64_t rows, int64_t width, const T *gate, int64_t gate_stride,
         }
 }
 
-/* Its gradients. Both have one stride, so that they can be the two halves of one matrix. */
+/* The same product, and its gradients. Both have one stride, so that they can be the two halves of one matrix. */
 void NAME(gate_back)(int64_t rows, int64_t width, const T *gate, int64_t gate_stride, const T *up, int64_t up_stride,
-                     const T *gradient, T *to_gate, T *to_up, int64_t stride) {
-    for (int64_t r = 0; r < rows; r++, gate += gate_stride, up += up_stride, gradient += width, to_gate += stride, to_up += stride)
+                     const T *gradient, T *product, T *to_gate, T *to_up, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++, gate += gate_stride, up += up_stride, gradient += width, product += width, to_gate += stride, to_up += stride)
         EACH(i, n, width) {
             V x = NAME(get)(gate + i, n), g = NAME(get)(gradient + i, n);
             V sigmoid = inverse_of(1.0f + exp_of(-x));
-            V silu = x * sigmoid;
+            V silu = x * sigmoid, other = NAME(get)(up + i, n);
+            NAME(put)(product + i, silu * other, n);
             NAME(put)(to_up + i, g * silu, n);
-            NAME(put)(to_gate + i, g * NAME(get)(up + i, n) * (sigmoid + silu * (1.0f - sigmoid)), n);
+            NAME(put)(to_gate + i, g * other * (sigmoid + silu * (1.0f - sigmoid)), n);
         }
 }
 
