@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from transllm import lanes as module
 from transllm.lanes import lanes
 from transllm.model.lora import use_our_layer
 from transllm.training.step import lanes_for
@@ -53,3 +55,33 @@ def test_cores_are_shared_out() -> None:
         assert lanes_for(layers, bins=9) == 4, "our layers draw for each bin by itself"
     finally:
         torch.set_num_threads(before)
+
+
+def test_lanes_change_cores_and_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that all come forward alike on cores that are not; a lane that has ended keeps nobody from being let go."""
+    over = threading.Event()
+    calls: list[tuple[int, set[int]]] = []
+
+    def move(lane: int, cores: Iterable[int]) -> None:
+        calls.append((lane, set(cores)))
+        if len(calls) == 12:
+            over.set()
+        if lane == 12 and len(calls) > 8:
+            raise ProcessLookupError("no such thread")
+
+    monkeypatch.setattr(module, "_STAY", 0.001)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    monkeypatch.setattr(module.os, "sched_setaffinity", move, raising=False)
+    module._change_cores([11, 12], over)
+    everywhere = {3, 5}
+    first, second = ([(11, {one}), (12, {other}), (11, everywhere), (12, everywhere)] for one, other in ((5, 3), (3, 5)))
+    assert calls == [*first, *second, *first]
+
+
+def test_lanes_stay_where_there_are_more_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(module, "_STAY", 0.001)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {1, 2, 3}, raising=False)
+    monkeypatch.setattr(module.os, "sched_setaffinity", lambda *_: pytest.fail("a lane was moved"), raising=False)
+    threading.Timer(0.05, over.set).start()
+    module._change_cores([11, 12], over)
