@@ -46,7 +46,8 @@ def hidden_states(model: PreTrainedModel, ids_1T: Tensor, documents: Documents) 
         return torch.cat([decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state for ids, positions in parts], 1)
     extra: dict[str, Any] = {}
     if model.config._attn_implementation == PACKED:
-        more = to_round(ids_1T.shape[1], ids_1T.device)
+        # Without gradients the length stays: the original, heard through the adapter's model, is the original to the last bit.
+        more = to_round(ids_1T.shape[1], ids_1T.device) if torch.is_grad_enabled() else 0
         if more:
             return hidden_states(model, F.pad(ids_1T, (0, more)), documents.rounded)[:, :-more]
         extra = {"documents": documents}

@@ -174,8 +174,8 @@ class Kernels:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(..., D) -> (n, D), a view"""
-    return x.view(-1, x.shape[-1])
+    """(..., D) -> (n, D), a view where there can be one"""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _row(extent: Extent, heads: Heads, scale: float, window: int | None) -> _Row:
@@ -190,7 +190,7 @@ def serving(*tensors: Tensor) -> Kernels | None:
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """The kernels of this machine, compiled at the first call ever (some two seconds); None where there are none, which is logged once."""
+    """The kernels of this machine, compiled at the first call ever (half a second); None where there are none, which is logged once."""
     if os.environ.get(OFF):
         return None
     try:

@@ -73,11 +73,6 @@ static inline float sum_of(V v) {
     for (int i = 0; i < LANES; i++) sum += v[i];
     return sum;
 }
-static inline float largest_of(V v) {
-    float most = v[0];
-    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
-    return most;
-}
 
 /* e to the x to 3e-6 of it, for x up to 88; what is no number stays that. Below -60 it stays at 9e-27: nothing beside 1, and what is multiplied by
    it is no denormal number, which processors compute a hundred times slower. */
