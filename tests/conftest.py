@@ -40,6 +40,15 @@ _SPANISH = [f"{who} {does} {what}." for who in ("La maestra", "Mi vecino", "El c
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Inside, torch has one thread, as in a lane: compiled kernels serve then."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def torch_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, nothing compiled is used, as on a machine without a compiler."""
     monkeypatch.setenv(native.OFF, "1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,15 +11,8 @@ from transllm.model import Adapted, Documents, hidden_states
 from transllm.model.attention import Shared
 from transllm.native import Kernels, kernels
 
-pytestmark = pytest.mark.skipif(kernels() is None, reason="there is no C compiler here, so there are no compiled kernels to test")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.skipif(kernels() is None, reason="there is no C compiler here, so there are no compiled kernels to test")]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,11 @@ from transllm.native import Heads, Kernels, kernels
 from transllm.native.build import load
 from transllm.native.proof import wrong
 
-pytestmark = pytest.mark.skipif(kernels() is None, reason="there is no C compiler here, so there are no compiled kernels to test")
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.skipif(kernels() is None, reason="there is no C compiler here, so there are no compiled kernels to test")]
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.01}
 DTYPES = pytest.mark.parametrize("dtype", CLOSE)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

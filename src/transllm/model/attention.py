@@ -218,9 +218,11 @@ def packed_attention(
     dropout = dropout if module.training else 0.0
     if query.device.type == "cpu" and not dropout:
         ready = kernels()
-        own = ready is not None and ready.serve_attention(rows[0], shape.size)
-        attention: Any = _NativeAttention if own else _Attention
-        output: Tensor = attention.apply(*rows, documents, shape, scale, sliding_window)
+        output: Tensor
+        if ready and ready.serve_attention(rows[0], shape.size):
+            output = _NativeAttention.apply(*rows, ready, documents, shape, scale, sliding_window)  # type: ignore[no-untyped-call]  # torch's
+        else:
+            output = _Attention.apply(*rows, documents, shape, scale, sliding_window)  # type: ignore[no-untyped-call]
     else:
         output = _fused_attention(rows, documents, shape, scale, sliding_window, dropout)
     return output.view(1, -1, shape.query, shape.size), None
@@ -298,21 +300,17 @@ class _NativeAttention(torch.autograd.Function):
     """The same in blocks that stay in the processor's cache: no weights are kept, and none are ever in memory."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, documents: Documents, heads: Heads, scale: float,
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, ready: Kernels, documents: Documents, heads: Heads, scale: float,
                 window: int | None) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        context, log_sums = _own_kernels().attention(query, key, value, documents.extent, heads, scale=scale, window=window)
+        context, log_sums = ready.attention(query, key, value, documents.extent, heads, scale=scale, window=window)
         ctx.save_for_backward(query, key, value, context, log_sums)
-        ctx.settings = {"extent": documents.extent, "heads": heads, "scale": scale, "window": window}
+        ctx.kernels, ctx.settings = ready, {"extent": documents.extent, "heads": heads, "scale": scale, "window": window}
         return context
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *_own_kernels().attention_back(gradients[0], *ctx.saved_tensors, **ctx.settings), None, None, None, None
-
-
-def _own_kernels() -> Kernels:
-    return cast(Kernels, kernels())
+        return *ctx.kernels.attention_back(gradients[0], *ctx.saved_tensors, **ctx.settings), None, None, None, None, None
 
 
 class _Block(NamedTuple):
