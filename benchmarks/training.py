@@ -166,7 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two rounds, no lengths, no data, no peer compiled")
     parser.add_argument("--sweep", nargs="*", metavar="CONTENDER", help="search the best settings instead, of all contenders or of these")
     parser.add_argument("--parts", nargs="+", choices=_PARTS, help="only these parts")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="only against these")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="only against these (none: ours alone)")
     parser.add_argument("--rounds", type=int, help="turns of each contender (quick: 2, else 6; a sweep's duel: 3)")
     parser.add_argument("--steps", type=int, default=1, help="optimiser steps in a turn")
     parser.add_argument("--write", type=Path, help="put the results (or the sweep) between their marks in this page")

@@ -170,13 +170,63 @@ def test_attention_of_large_scores_is_that_of_the_largest(with_attention: Kernel
     assert torch.equal(out, value[best])
 
 
-def test_they_serve_dense_rows_of_a_lane(ready: Kernels) -> None:
+def test_they_serve_dense_rows(ready: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.ones(4, 8, dtype=torch.bfloat16)
     assert ready.serve(x, x[:, :4]) and ready.serve(x.float())
     assert not ready.serve(x, x.float()) and not ready.serve(x.double()) and not ready.serve(x.T) and not ready.serve(x.to("meta"))
     assert not ready.serve_attention(x, 48) and not ready.serve_attention(x, 512) and not ready.serve_attention(x.float(), 64)
     torch.set_num_threads(2)
+    assert ready.serve(x) == ready.has_threads
+    monkeypatch.setattr(ready, "has_threads", False)  # as compiled by another compiler than GCC
     assert not ready.serve(x), "torch's kernels share the work out among threads"
+
+
+@pytest.fixture
+def with_threads(ready: Kernels) -> Kernels:
+    if not ready.has_threads:
+        pytest.skip("the compiler here is not GCC, so compiled kernels run on one thread")
+    return ready
+
+
+@DTYPES
+def test_threads_change_no_bit_of_rows(with_threads: Kernels, dtype: torch.dtype) -> None:
+    """Rows enough to be shared out, and a number that no number of threads divides."""
+    ready = with_threads
+    gate, up, gradient, weight = (_random(rows, 160, dtype=dtype, seed=seed) for seed, rows in enumerate((467, 467, 467, 1)))
+    heads, angles = _random(1, 3, 467, 160, dtype=dtype), _random(2, 1, 1, 467, 160, dtype=dtype)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        out, normed, inverse = ready.norm(gate, weight[0], 1e-5)
+        found.append([ready.gate(gate, up), *ready.gate_back(gradient, gate, up), out, normed, inverse,
+                      ready.norm_back(gradient, normed, inverse, weight[0]), ready.weigh(gate, weight[0]),
+                      *(ready.rotate(heads, *angles, back=back) for back in (False, True))])
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize(("lengths", "shared"), [
+    ([700], ()),  # a document whose heads are shared out
+    ([65, 40] * 30, ()),  # documents enough that each thread has whole key heads
+    ([90, 150, 80], (Shared(1, of=0, tokens=70), Shared(2, of=0, tokens=10))),
+    ([90, *[80] * 40], [Shared(i, of=0, tokens=30) for i in range(1, 41)])])
+def test_threads_share_attention_out(with_attention: Kernels, with_threads: Kernels, lengths: list[int], shared: list[Shared]) -> None:
+    documents, heads = Documents(lengths, shared=shared), Heads(6, 2, 64)
+    rows = sum(lengths) - sum(one.tokens for one in shared)
+    q, k, v, gradient = (_random(rows, number * 64, seed=seed) for seed, number in enumerate((6, 2, 2, 6)))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        out, log_sums = with_attention.attention(q, k, v, documents.extent, heads, scale=0.17, window=None)
+        found.append([out, log_sums, *with_attention.attention_back(gradient, q, k, v, out, log_sums, documents.extent, heads, scale=0.17,
+                                                                    window=None)])
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0][:3], others[:3], strict=True))
+        for one, other in zip(found[0][3:], others[3:], strict=True):  # keys and values add up their heads in another order
+            _near(one, other, 1e-3)
+    torch.set_num_threads(2)
+    again = with_attention.attention_back(gradient, q, k, v, *found[0][:2], documents.extent, heads, scale=0.17, window=None)
+    assert all(torch.equal(one, other) for one, other in zip(found[1][2:], again, strict=True)), "whichever thread is first"
 
 
 def test_without_a_compiler_it_is_said_and_torch_computes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,7 +245,7 @@ def test_without_a_compiler_it_is_said_and_torch_computes(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("name", "right", "broken"), [
     ("gate_back", "sigmoid + silu * (1.0f - sigmoid)", "sigmoid + silu"),
-    ("norm_back", "- NAME(get)(normed + i, n) * along", ""),
+    ("norm_back", "- NAME(get)(quotient + i, n) * along", ""),
     ("rotate", "- sign * second", "+ sign * second")])
 def test_a_kernel_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path,
                                                         name: str, right: str, broken: str) -> None:

@@ -31,12 +31,12 @@ _LARGEST_HEAD = 256  # larger ones leave no room in the cache
 
 _N, _P, _F = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _ARGUMENTS: dict[str, list[Any]] = {
-    "gate": [_N, _N, _P, _N, _P, _N, _P],
-    "gate_back": [_N, _N, _P, _N, _P, _N, _P, _P, _P, _P, _N],
-    "norm": [_N, _N, _P, _P, _F, _P, _P, _P],
-    "norm_back": [_N, _N, _P, _P, _P, _P, _P],
-    "weigh": [_N, _N, _P, _P, _P],
-    "rotate": [_N, _N, _N, _P, _N, _N, _P, _P, _F, _P],
+    "gate": [_N, _N, _N, _P, _N, _P, _N, _P],
+    "gate_back": [_N, _N, _N, _P, _N, _P, _N, _P, _P, _P, _P, _N],
+    "norm": [_N, _N, _N, _P, _P, _F, _P, _P, _P],
+    "norm_back": [_N, _N, _N, _P, _P, _P, _P, _P],
+    "weigh": [_N, _N, _N, _P, _P, _P],
+    "rotate": [_N, _N, _N, _N, _P, _N, _N, _P, _P, _F, _P],
 }
 
 
@@ -72,9 +72,10 @@ class Extent(NamedTuple):
 
 
 class Kernels:
-    """The compiled functions, for tensors. They run on one thread: where torch shares each kernel out among several, ``serve`` says no.
+    """The compiled functions, for tensors, on as many threads as torch has.
 
     Attributes:
+        has_threads: whether they can share their work out; otherwise ``serve`` says no where torch would.
         has_attention: whether the processor has what attention needs: matrix products of bfloat16 in tiles (AMX).
     """
 
@@ -85,16 +86,16 @@ class Kernels:
                 function = library[f"{name}_{suffix}"]
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
-        self.has_attention = bool(library.has_attention())
+        self.has_attention, self.has_threads = bool(library.has_attention()), bool(library.has_threads()) and _openmp_is_loaded()
         self._of_rows: dict[str, Any] = {}
         for name, tensors in (("attention", 5), ("attention_back", 11)) if self.has_attention else ():
             self._of_rows[name] = library[name]
-            self._of_rows[name].argtypes = [ctypes.POINTER(_Row), *[_P] * tensors]
+            self._of_rows[name].argtypes = [_N, ctypes.POINTER(_Row), *[_P] * tensors]
 
     def serve(self, *tensors: Tensor) -> bool:
         """Whether they compute with these, here and now: dense rows on a processor, of one precision that there are kernels for."""
         first = tensors[0]
-        return (first.device.type == "cpu" and first.dtype in _SUFFIX and torch.get_num_threads() == 1
+        return (first.device.type == "cpu" and first.dtype in _SUFFIX and (self.has_threads or torch.get_num_threads() == 1)
                 and all(one.dtype == first.dtype and one.stride(-1) == 1 for one in tensors))
 
     def gate(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class Kernels:
         """Heads (1, H, T, d) turned by angles (1, 1, T, d), or by their transpose; in memory (T, H, d)."""
         _, heads, tokens, size = x.shape
         out = torch.empty(tokens, heads, size, dtype=x.dtype)
-        self._call("rotate", x, tokens, heads, size // 2, x, x.stride(2), x.stride(1), cos, sin, -1.0 if back else 1.0, out)
+        self._call("rotate", x, tokens, heads, size, x, x.stride(2), x.stride(1), cos, sin, -1.0 if back else 1.0, out)
         return out.transpose(0, 1).unsqueeze(0)
 
     def serve_attention(self, query: Tensor, size: int) -> bool:
@@ -166,11 +167,17 @@ class Kernels:
         return found[0], found[1], found[2]
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | float) -> None:
-        self._functions[name, like.dtype](*(one.data_ptr() if isinstance(one, Tensor) else one for one in arguments))
+        numbers = (one.data_ptr() if isinstance(one, Tensor) else one for one in arguments)
+        self._functions[name, like.dtype](torch.get_num_threads(), *numbers)
 
     def _attention(self, name: str, row: _Row, *tensors: Tensor | None) -> None:
-        if self._of_rows[name](ctypes.byref(row), *(None if one is None else one.data_ptr() for one in tensors)):
+        if self._of_rows[name](torch.get_num_threads(), ctypes.byref(row), *(None if one is None else one.data_ptr() for one in tensors)):
             raise MemoryError(f"no memory for the blocks of {name}")
+
+
+def _openmp_is_loaded() -> bool:
+    """Whether torch has loaded GCC's OpenMP, or one that answers to its names, for all libraries: theirs then use the same threads."""
+    return os.name == "posix" and hasattr(ctypes.CDLL(None), "GOMP_parallel")
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -40,8 +40,10 @@ def load(source: Path, *, folder: Path | None = None) -> ctypes.CDLL:
     Raises:
         NativeError: there is no compiler, it refuses the source, or the library can be written or loaded nowhere; says what, on one line.
     """
-    compiler, flags = _compiler(), _flags()
-    name = f"{source.stem}-{_digest(source, compiler, flags)}.so"
+    compiler = _compiler()
+    version = _version(compiler)
+    flags = _flags(version)
+    name = f"{source.stem}-{_digest(source, compiler, version, flags)}.so"
     kept = _kept(folder, name)
     if kept is not None:
         with contextlib.suppress(OSError):  # it is not there, or torn
@@ -74,14 +76,15 @@ def _compiler() -> list[str]:
                             else f"no C compiler: $CC is not set, and none of {', '.join(_COMPILERS)} is on PATH"))
 
 
-def _flags() -> list[str]:
+def _flags(version: str) -> list[str]:
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    return [native, *_FLAGS]
+    # What GCC makes of OpenMP runs on the threads that torch has already; clang's would bring its own (threads.h).
+    return [native, *_FLAGS, *(["-fopenmp"] if "Free Software Foundation" in version else [])]
 
 
-def _digest(source: Path, compiler: Sequence[str], flags: Sequence[str]) -> str:
+def _digest(source: Path, compiler: Sequence[str], version: str, flags: Sequence[str]) -> str:
     """Of all that decides what the library is, and where it runs: a home folder may be shared by unlike machines."""
-    parts = [*flags, os.path.realpath(compiler[0]), *compiler[1:], _version(compiler), *_processor()]
+    parts = [*flags, os.path.realpath(compiler[0]), *compiler[1:], version, *_processor()]
     try:
         for file in [source, *sorted(source.parent.glob("*.h"))]:
             parts += [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]

@@ -3,9 +3,10 @@
    torch's kernels for processors do one operation each, and in bfloat16 widen and round every number each time: between the products of a
    small model that takes as long as the products. These compute in float32, on bfloat16 or float32 in memory.
 
-   No threads are made. Python calls without its lock, from as many lanes as it has.  */
+   Each runs on as many threads as its first argument says. Python calls without its lock, from as many lanes as it has.  */
 
 #include "vectors.h"
+#include "threads.h"
 
 #define T uint16_t
 #define NAME(name) name##_bfloat16
