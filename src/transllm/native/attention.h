@@ -32,7 +32,7 @@ static int64_t begin_of(const Row *row, int64_t document) {
     return begin;
 }
 
-/* How many query heads of one key head a thread does one after the other: all, which read the keys once, or where that would leave threads without work one. */
+/* How many query heads of one key head a thread does one after the other: all, which gather its keys once; one where threads would have nothing to do. */
 static int64_t heads_at_once(const Row *row, int64_t threads) {
     return threads == 1 || row->documents * row->key_heads >= 8 * threads ? row->heads / row->key_heads : 1;
 }
@@ -117,7 +117,8 @@ static void attend(const Row *row, int64_t document, int64_t begin_head, int64_t
 /* Returns 0, or 1 where there is no memory. log_sums (T, H): of each query the logarithm of the sum of the exponentials of its scores. */
 int attention(int64_t threads, const Row *row, const H *query, const H *key, const H *value, H *out, float *log_sums) {
     int64_t d = row->size, most = up_to(longest_of(row), CHUNK), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
-    int64_t bytes = up_to((3 * most * d + 2 * BLOCK * d + CHUNK * BLOCK) * sizeof(H) + (CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK) * sizeof(float), 64) + 16 * 64;
+    int64_t halves = 3 * most * d + 2 * BLOCK * d + CHUNK * BLOCK, floats = CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK;
+    int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 16 * 64; /* of a thread */
     char *blocks = aligned_alloc(64, threads * bytes);
     if (!blocks) return 1;
     EACH_OF(i, row->documents * parts) {
@@ -149,10 +150,11 @@ static void attend_back(const Row *row, int64_t document, int64_t begin_head, in
     H *keys = memory(&next, most * d * sizeof(H)), *values = memory(&next, most * d * sizeof(H)), *keys_t = memory(&next, most * d * sizeof(H));
     H *asks = memory(&next, BLOCK * d * sizeof(H)), *asks_t = memory(&next, BLOCK * d * sizeof(H)), *asks_p = memory(&next, BLOCK * d * sizeof(H));
     H *grads = memory(&next, BLOCK * d * sizeof(H)), *grads_t = memory(&next, BLOCK * d * sizeof(H)), *grads_p = memory(&next, BLOCK * d * sizeof(H));
-    H *weights = memory(&next, CHUNK * BLOCK * sizeof(H)), *slopes = memory(&next, CHUNK * BLOCK * sizeof(H)), *slopes_p = memory(&next, CHUNK * BLOCK * sizeof(H));
+    H *weights = memory(&next, CHUNK * BLOCK * sizeof(H));
+    H *slopes = memory(&next, CHUNK * BLOCK * sizeof(H)), *slopes_p = memory(&next, CHUNK * BLOCK * sizeof(H));
     float *scores = memory(&next, CHUNK * BLOCK * sizeof(float)), *slope_of = memory(&next, CHUNK * BLOCK * sizeof(float));
-    float *query_sums_t = memory(&next, d * BLOCK * sizeof(float));
-    float *query_sums = memory(&next, d * BLOCK * sizeof(float)), *log_sum = memory(&next, BLOCK * sizeof(float)), *along = memory(&next, BLOCK * sizeof(float));
+    float *query_sums = memory(&next, d * BLOCK * sizeof(float)), *query_sums_t = memory(&next, d * BLOCK * sizeof(float));
+    float *log_sum = memory(&next, BLOCK * sizeof(float)), *along = memory(&next, BLOCK * sizeof(float));
     const int64_t *places = row->places + begin_of(row, document);
     int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, CHUNK);
     gather(back->key, row->key_heads * d, of * d, d, places, length, padded, keys);
@@ -214,7 +216,8 @@ static void attend_back(const Row *row, int64_t document, int64_t begin_head, in
 }
 
 /* The gradients of a key head's keys and values in one document, from `parts` that add up to them, `stride` numbers apart. */
-static void put_back(const Row *row, int64_t document, int64_t of, const Back *back, const float *key_sums, const float *value_sums, int64_t parts, int64_t stride) {
+static void put_back(const Row *row, int64_t document, int64_t of, const Back *back, const float *key_sums, const float *value_sums,
+                     int64_t parts, int64_t stride) {
     int64_t d = row->size;
     const int64_t *places = row->places + begin_of(row, document);
     for (int64_t i = 0; i < row->lengths[document]; i++)
@@ -235,14 +238,14 @@ static void put_back(const Row *row, int64_t document, int64_t of, const Back *b
         }
 }
 
-/* Gradients. Returns 0, or 1 where there is no memory. Where there are several threads, sums of all heads are held, and put where they belong at the end: documents
-   that share places write to the same ones. */
+/* Gradients. Returns 0, or 1 where there is no memory. With several threads the sums of all heads are held and put where they belong at the end, in
+   order: documents that share places write to the same ones. */
 int attention_back(int64_t threads, const Row *row, const H *query, const H *key, const H *value, const H *out, const float *log_sums, const H *gradient,
                    H *to_query, H *to_key, H *to_value, float *sum_key, float *sum_value) {
     const Back back = {query, key, value, out, log_sums, gradient, to_query, to_key, to_value, sum_key, sum_value};
     int64_t d = row->size, most = up_to(longest_of(row), CHUNK), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
-    int64_t bytes = up_to((3 * most * d + 6 * BLOCK * d + 3 * CHUNK * BLOCK) * sizeof(H) + (2 * CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK) * sizeof(float), 64) + 24 * 64;
-    int64_t held = 0;
+    int64_t halves = 3 * most * d + 6 * BLOCK * d + 3 * CHUNK * BLOCK, floats = 2 * CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK;
+    int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 24 * 64, held = 0;
     for (int64_t i = 0; i < row->documents; i++) held += up_to(row->lengths[i], CHUNK);
     int64_t stride = (threads == 1 ? most : held) * d, sums = (threads == 1 ? 1 : parts) * stride;
     char *blocks = aligned_alloc(64, threads * bytes + up_to(2 * sums * sizeof(float), 64));
