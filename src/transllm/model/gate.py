@@ -130,16 +130,17 @@ def _gated(parts: _Parts, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _same(module: nn.Module, parts: _Parts) -> bool:
+    """Whether the module computes this, to the last bit where torch computes; that kernels compute the same is proved elsewhere."""
     weight: Tensor = parts.gate.base_layer.weight  # type: ignore[assignment]
     draw = torch.Generator().manual_seed(1)
     probe = torch.randn(2, weight.shape[1], generator=draw).to(weight)
     training = module.training
     module.eval()  # dropout would draw
     try:
-        ours, theirs = _gated(parts, probe), module(probe)
+        ours, theirs = _gated(parts._replace(is_silu=False), probe), module(probe)
     finally:
         module.train(training)
-    return isinstance(theirs, Tensor) and theirs.shape == ours.shape and bool((ours - theirs).norm() <= 0.01 * theirs.norm())
+    return isinstance(theirs, Tensor) and theirs.shape == ours.shape and torch.equal(ours, theirs)
 
 
 def _wrap(module: nn.Module, parts: _Parts) -> None:
