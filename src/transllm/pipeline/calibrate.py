@@ -240,9 +240,10 @@ class _Sample:
                                 vocabulary=self._old + self._new)
 
             def once() -> float:
-                laps = self._steps(rows, stage, Path(folder))
+                steps = self._steps(rows, stage, Path(folder))
+                whole = [step for step in steps if 2 * step[1] > max(tokens for _, tokens in steps)]  # not what was left at the end
                 update = self.update * sum(parameter.numel() for parameter in self._adapted.trainable().values())
-                return max(0.0, statistics.median(laps) - update) / (bins * micro)
+                return max(0.0, sum(taken - update for taken, _ in whole)) / sum(tokens for _, tokens in whole)
 
             found = self._both_depths(once, seconds)
         return self._full(Line.through(self.depths, (statistics.median(found[0]), statistics.median(found[1]))))
@@ -266,14 +267,14 @@ class _Sample:
             return line
         return Line(line.head + line.layer, float(self._shape.hidden * self._dtype.itemsize))
 
-    def _steps(self, rows: Rows, stage: TrainStage, folder: Path) -> list[float]:
-        """Seconds of each step of the training loop."""
+    def _steps(self, rows: Rows, stage: TrainStage, folder: Path) -> list[tuple[float, float]]:
+        """Seconds and tokens of each step of the training loop."""
         watch = Stopwatch(self._clock)
         # Compiling takes minutes; a run keeps it only where it is faster than this.
         training = self._training.model_copy(update={"checkpoint_minutes": 1e9, "log_every": 1_000_000, "compile": "off"})
         with tempfile.TemporaryDirectory(dir=folder) as empty:
             train(self._adapted, rows, stage=stage, training=training, folder=Path(empty), seed=1, progress=watch, label="calibration")
-        return watch.laps
+        return list(zip(watch.laps, watch.by, strict=True))
 
     def _both_depths(self, once: Callable[[], _Found], seconds: float) -> tuple[list[_Found], list[_Found]]:
         """Measure at both depths in turn until the time is over, three times at least; the first of each is to warm up."""

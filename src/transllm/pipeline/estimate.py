@@ -14,9 +14,9 @@ m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
 - ``3 k · 256 V`` numbers of logits, their gradient and a copy: the loss takes 256 labels at a time;
 - what torch and the libraries take and earlier stages leave, and what the allocator loses of all that comes and goes: a tenth on an
   accelerator. A processor's resident memory grows with the logarithm of the steps s, as the largest of many chance readings does: ever
-  more of its lanes' tops coincide, and glibc keeps what they freed. ``1.2 + 0.25 ln s`` times what comes and goes is what models of 12
-  and 30 layers took in 5 to 1,566 steps, to a fifth; 1.8 is taken for what writes. Blocks of logits over 32 MiB are no part of that:
-  glibc maps and unmaps them one by one.
+  more of its lanes' tops coincide, and glibc keeps what they freed. ``1.2 + 0.15 ln s`` times what comes and goes lies between what
+  models took with compiled kernels, which hardly grows, and with torch's (docs/architecture.md); 1.8 is taken for what writes. Blocks
+  of logits over 32 MiB are no part of that: glibc maps and unmaps them one by one.
 
 Disk: a full model for extend and for merge; ``4 t`` bytes an adapter, and its rows; checkpoints while a training stage runs, three of
 ``12 t`` at the moment when one is written.
@@ -41,7 +41,7 @@ _WATCHED = 3 * 12  # held-out documents that a training stage scores, a dozen at
 _RUNTIME = {"cpu": 0.4, "other": 0.8}  # GiB of Python and torch; of an accelerator's context and libraries
 _LEFT = {"cpu": 0.25, "other": 0.0}  # GiB that the stages before leave in a process
 _LOST = {"cpu": 1.8, "other": 1.1}
-_GROWTH = (1.2, 0.25)
+_GROWTH = (1.2, 0.15)
 _MAPPED = 2**25  # bytes; larger blocks glibc gives back at once (its threshold for mapping moves, but not above this)
 _NF4 = 0.516  # bytes a weight: 4 bits, a byte for 64 weights, 4 bytes for 256 of these
 _START = 2.0  # seconds of a stage: tokenizers, manifest

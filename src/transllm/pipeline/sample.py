@@ -30,14 +30,21 @@ class Stopwatch(Silent):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._times: list[float] = []
+        self._by: list[float] = []
 
     def advance(self, n: float, note: str = "") -> None:
         self._times.append(self._clock())
+        self._by.append(n)
 
     @property
     def laps(self) -> list[float]:
         """Seconds between two advances."""
         return [later - earlier for earlier, later in pairwise(self._times)]
+
+    @property
+    def by(self) -> list[float]:
+        """How far each lap came."""
+        return self._by[1:]
 
 
 def room(device: torch.device) -> float:
