@@ -33,7 +33,7 @@ from transllm.recipe.schema import Training, TrainStage
 from transllm.training import Rows, batches_of, pack, train
 from transllm.training.step import lanes_for
 
-_DEPTH = 8
+_DEPTHS = (16, 8, 4, 2)
 _LEAST_TOKENS = 64
 _LEAST_CONTEXT = 8
 _WRITING = 0.3  # of the time, the rest is for training
@@ -155,7 +155,7 @@ class _Sample:
         while 4 * shape.layer_parameters / self._narrow**2 * dtype.itemsize > most:
             self._narrow *= 2
         layer = shape.layer_parameters / self._narrow**2
-        deep = min(shape.layers, next(depth for depth in (_DEPTH, 4, 2) if depth == 2 or depth * layer * dtype.itemsize <= most))
+        deep = min(shape.layers, next(depth for depth in _DEPTHS if depth == 2 or depth * layer * dtype.itemsize <= most))
         self.depths = (max(1, deep // 4), deep)
         row = shape.hidden // self._narrow * (1 if shape.tied else 2) * (dtype.itemsize + (16 if training.trains_old_rows else 0))
         self._part = 1  # of the vocabulary
