@@ -184,7 +184,7 @@ def test_they_serve_dense_rows(ready: Kernels, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def with_threads(ready: Kernels) -> Kernels:
     if not ready.has_threads:
-        pytest.skip("the compiler here is not GCC, so compiled kernels run on one thread")
+        pytest.skip("compiled kernels run on one thread here: the compiler is not GCC, or torch has another OpenMP")
     return ready
 
 

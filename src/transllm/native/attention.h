@@ -32,6 +32,13 @@ static int64_t begin_of(const Row *row, int64_t document) {
     return begin;
 }
 
+/* The same where each document has whole chunks. */
+static int64_t begin_in_chunks(const Row *row, int64_t document) {
+    int64_t begin = 0;
+    for (int64_t i = 0; i < document; i++) begin += up_to(row->lengths[i], CHUNK);
+    return begin;
+}
+
 /* How many query heads of one key head a thread does one after the other: all, which gather its keys once; one where threads would have nothing to do. */
 static int64_t heads_at_once(const Row *row, int64_t threads) {
     return threads == 1 || row->documents * row->key_heads >= 8 * threads ? row->heads / row->key_heads : 1;
@@ -245,18 +252,14 @@ int attention_back(int64_t threads, const Row *row, const H *query, const H *key
     const Back back = {query, key, value, out, log_sums, gradient, to_query, to_key, to_value, sum_key, sum_value};
     int64_t d = row->size, most = up_to(longest_of(row), CHUNK), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
     int64_t halves = 3 * most * d + 6 * BLOCK * d + 3 * CHUNK * BLOCK, floats = 2 * CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK;
-    int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 24 * 64, held = 0;
-    for (int64_t i = 0; i < row->documents; i++) held += up_to(row->lengths[i], CHUNK);
-    int64_t stride = (threads == 1 ? most : held) * d, sums = (threads == 1 ? 1 : parts) * stride;
+    int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 24 * 64;
+    int64_t stride = (threads == 1 ? most : begin_in_chunks(row, row->documents)) * d, sums = (threads == 1 ? 1 : parts) * stride;
     char *blocks = aligned_alloc(64, threads * bytes + up_to(2 * sums * sizeof(float), 64));
     if (!blocks) return 1;
     float *key_sums = (float *)(blocks + threads * bytes), *value_sums = key_sums + sums;
     EACH_OF(i, row->documents * parts) {
-        int64_t document = i / parts, part = i % parts, head = part * at_once, at = 0;
-        if (threads > 1) {
-            for (int64_t j = 0; j < document; j++) at += up_to(row->lengths[j], CHUNK);
-            at = part * stride + at * d;
-        }
+        int64_t document = i / parts, part = i % parts, head = part * at_once;
+        int64_t at = threads == 1 ? 0 : part * stride + begin_in_chunks(row, document) * d;
         tiles_begin();
         attend_back(row, document, head, head + at_once, &back, key_sums + at, value_sums + at, most, blocks + THREAD * bytes);
         tiles_end();
@@ -265,8 +268,10 @@ int attention_back(int64_t threads, const Row *row, const H *query, const H *key
     if (threads > 1)
         EACH_OF(of, row->key_heads) {
             int64_t of_key = parts / row->key_heads;
-            for (int64_t document = 0, at = of * of_key * stride; document < row->documents; at += up_to(row->lengths[document++], CHUNK) * d)
+            for (int64_t document = 0; document < row->documents; document++) {
+                int64_t at = of * of_key * stride + begin_in_chunks(row, document) * d;
                 put_back(row, document, of, &back, key_sums + at, value_sums + at, of_key, stride);
+            }
         }
     free(blocks);
     return 0;
