@@ -145,6 +145,9 @@ def _plain(documents: Documents, q: Tensor, k: Tensor, v: Tensor, heads: Heads, 
     ([300, 7], (), Heads(4, 4, 32), 50),
     ([200], (), Heads(2, 1, 96), 64),
     ([130], (), Heads(2, 2, 256), None),
+    ([290, 600], (), Heads(3, 1, 64), None),  # several blocks of queries and chunks of keys, the last of them with some
+    ([290, 700], (), Heads(2, 1, 32), 300),
+    ([90, 650], (Shared(1, of=0, tokens=70),), Heads(2, 1, 32), 270),
     ([90, 150, 80, 40], (Shared(1, of=0, tokens=70), Shared(3, of=0, tokens=10)), Heads(6, 2, 64), None),
     ([90, 150], (Shared(1, of=0, tokens=70),), Heads(2, 1, 128), 33)])
 def test_attention_of_documents(with_attention: Kernels, lengths: list[int], shared: tuple[Shared, ...], heads: Heads,

@@ -7,9 +7,11 @@
    Shapes: T tokens in the row, H query heads on K key heads of d numbers (a multiple of 32); rows are (T, H d) and (T, K d), dense.
    A document is `length` places of the row, of which its own, that ask, begin at `own`.  */
 
-#define BLOCK 64  /* queries */
-#define CHUNK 64  /* keys */
+#define BLOCK 256 /* queries, one row of squares after the other: what a chunk is read for stays in the second cache */
+#define CHUNK 256 /* keys */
+#define SQUARE 32 /* keys by queries whose scores are turned into weights before they leave the first cache; two vectors wide */
 #define HIDDEN -1e30f
+#define LOG2_E 1.44269504f
 
 typedef struct {
     int64_t documents;
@@ -32,10 +34,10 @@ static int64_t begin_of(const Row *row, int64_t document) {
     return begin;
 }
 
-/* The same where each document has whole chunks. */
-static int64_t begin_in_chunks(const Row *row, int64_t document) {
+/* The same where each document has whole squares. */
+static int64_t begin_in_squares(const Row *row, int64_t document) {
     int64_t begin = 0;
-    for (int64_t i = 0; i < document; i++) begin += up_to(row->lengths[i], CHUNK);
+    for (int64_t i = 0; i < document; i++) begin += up_to(row->lengths[i], SQUARE);
     return begin;
 }
 
@@ -44,26 +46,73 @@ static int64_t heads_at_once(const Row *row, int64_t threads) {
     return threads == 1 || row->documents * row->key_heads >= 8 * threads ? row->heads / row->key_heads : 1;
 }
 
-/* Rows of a document's places, one head of them; zeros up to `padded`. */
+/* Rows of a document's places, one head of them, in panels; zeros up to `padded`. */
 static void gather(const H *rows, int64_t width, int64_t column, int64_t size, const int64_t *places, int64_t count, int64_t padded, H *to) {
-    for (int64_t i = 0; i < count; i++) memcpy(to + i * size, rows + places[i] * width + column, size * sizeof(H));
-    memset(to + count * size, 0, (padded - count) * size * sizeof(H));
+    for (int64_t j = 0; j < size; j += 32, to += 32 * padded) {
+        for (int64_t i = 0; i < count; i++) memcpy(to + 32 * i, rows + places[i] * width + column + j, 32 * sizeof(H));
+        memset(to + 32 * count, 0, 32 * (padded - count) * sizeof(H));
+    }
 }
 
-/* Which keys of a chunk from `first` the queries from `start` must not see: scores of those are HIDDEN. */
-static void hide(float *scores, int64_t first, int64_t keys, int64_t start, int64_t window) {
+/* The first key that a square's queries from `place` see, or one a little before it. */
+static int64_t first_key(int64_t place, int64_t window) {
+    return place >= window ? (place - window + 1) / SQUARE * SQUARE : 0;
+}
+
+/* Of the keys from `first` to `end` those that are worth a product for a square's queries from `place`: squares of which one of them sees a key. They are
+   `count`, from `skipped` on. */
+typedef struct { int64_t skipped, count; } Seen;
+static Seen keys_for(int64_t place, int64_t first, int64_t end, int64_t window) {
+    int64_t begin = first_key(place, window), stop = place + SQUARE < end ? place + SQUARE : end;
+    Seen seen = {begin > first ? begin - first : 0, 0};
+    if (stop > first + seen.skipped) seen.count = up_to(stop - first, SQUARE) - seen.skipped;
+    return seen;
+}
+
+/* Scores (keys, SQUARE) of which the first query is `back` places behind the first key: what a query must not see becomes HIDDEN. */
+static void hide(float *scores, int64_t back, int64_t keys, int64_t window) {
+    if (back >= keys - 1 && back + SQUARE <= window) return;
     VI query;
     for (int i = 0; i < LANES; i++) query[i] = i;
     for (int64_t k = 0; k < keys; k++)
-        for (int64_t i = 0; i < BLOCK; i += LANES) {
-            VI back = query + (int32_t)(start + i - first - k), hidden = (back < 0) | (back >= (int32_t)window);
-            V one = get_float32(scores + k * BLOCK + i, LANES), none = all(HIDDEN);
-            put_float32(scores + k * BLOCK + i, (V)((hidden & (VI)none) | (~hidden & (VI)one)), LANES);
+        for (int64_t i = 0; i < SQUARE; i += LANES) {
+            VI behind = query + (int32_t)(back + i - k), hidden = (behind < 0) | (behind >= (int32_t)window);
+            V one = get_float32(scores + k * SQUARE + i, LANES), none = all(HIDDEN);
+            put_float32(scores + k * SQUARE + i, (V)((hidden & (VI)none) | (~hidden & (VI)one)), LANES);
         }
 }
 
-static int64_t first_chunk(int64_t start, int64_t window) {
-    return start >= window ? (start - window + 1) / CHUNK * CHUNK : 0;
+/* Scores (n, SQUARE) to weights, packed: 2 to the (score less the most so far) times `by`. The most and the total of each query go on;
+   returns whether a most grew, and in `kept` what remains of that which was summed before. */
+static int weigh_scores(const float *scores, int64_t n, float by, float *most_of, float *total_of, H *weights, V kept[2]) {
+    V before[2], most[2], odd[2], shift[2], sum[2] = {0};
+    for (int i = 0; i < 2; i++) before[i] = most[i] = odd[i] = get_float32(most_of + i * LANES, LANES);
+    for (int64_t k = 0; k < n; k += 2) /* in two chains: each comparison waits for the one before */
+        for (int i = 0; i < 2; i++) {
+            most[i] = larger(get_float32(scores + k * SQUARE + i * LANES, LANES), most[i]);
+            odd[i] = larger(get_float32(scores + (k + 1) * SQUARE + i * LANES, LANES), odd[i]);
+        }
+    for (int i = 0; i < 2; i++) most[i] = larger(most[i], odd[i]), shift[i] = -most[i] * by;
+    for (int64_t k = 0; k < n; k += 2) {
+        __m512i line[2];
+        for (int two = 0; two < 2; two++) {
+            V weight[2];
+            for (int i = 0; i < 2; i++) {
+                weight[i] = exp2_up_to_127(get_float32(scores + (k + two) * SQUARE + i * LANES, LANES) * by + shift[i]);
+                sum[i] += weight[i];
+            }
+            line[two] = narrow_line(weight[0], weight[1]);
+        }
+        put_pairs(weights + k * 16, n * 16, line);
+    }
+    int grew = 0;
+    for (int i = 0; i < 2; i++) {
+        kept[i] = exp2_up_to_127((before[i] - most[i]) * by);
+        put_float32(total_of + i * LANES, get_float32(total_of + i * LANES, LANES) * kept[i] + sum[i], LANES);
+        put_float32(most_of + i * LANES, most[i], LANES);
+        grew |= _mm512_cmpneq_ps_mask((__m512)before[i], (__m512)most[i]);
+    }
+    return grew;
 }
 
 /* Of one document and the query heads from `begin` to `end`, which have one key head. `block`: this thread's memory. */
@@ -72,50 +121,45 @@ static void attend(const Row *row, int64_t document, int64_t begin_head, int64_t
     int64_t d = row->size, of = begin_head / (row->heads / row->key_heads);
     void *next = block;
     H *keys = memory(&next, most * d * sizeof(H)), *values = memory(&next, most * d * sizeof(H)), *values_t = memory(&next, most * d * sizeof(H));
-    H *asks = memory(&next, BLOCK * d * sizeof(H)), *packed = memory(&next, BLOCK * d * sizeof(H)), *weights = memory(&next, CHUNK * BLOCK * sizeof(H));
-    float *scores = memory(&next, CHUNK * BLOCK * sizeof(float)), *sums = memory(&next, d * BLOCK * sizeof(float));
-    float *sums_t = memory(&next, d * BLOCK * sizeof(float));
+    H *asks = memory(&next, BLOCK * d * sizeof(H)), *packed = memory(&next, BLOCK * d * sizeof(H)), *weights = memory(&next, CHUNK * SQUARE * sizeof(H));
+    float *scores = memory(&next, CHUNK * SQUARE * sizeof(float)), *sums = memory(&next, d * BLOCK * sizeof(float));
+    float *sums_t = memory(&next, d * SQUARE * sizeof(float));
     float *most_of = memory(&next, BLOCK * sizeof(float)), *total_of = memory(&next, BLOCK * sizeof(float));
     const int64_t *places = row->places + begin_of(row, document);
-    int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, CHUNK);
+    int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, SQUARE);
+    float by = row->scale * LOG2_E;
     gather(key, row->key_heads * d, of * d, d, places, length, padded, keys);
     gather(value, row->key_heads * d, of * d, d, places, length, padded, values);
     transpose(values, padded, d, values_t);
     for (int64_t head = begin_head; head < end_head; head++)
         for (int64_t start = own; start < length; start += BLOCK) {
-            int64_t count = length - start < BLOCK ? length - start : BLOCK, stop = start + count;
-            gather(query, row->heads * d, head * d, d, places + start, count, BLOCK, asks);
-            pack_transposed(asks, d, BLOCK, d, packed);
-            for (int64_t i = 0; i < BLOCK; i++) most_of[i] = HIDDEN, total_of[i] = 0;
-            int64_t begin = first_chunk(start, row->window);
-            for (int64_t first = begin; first < stop; first += CHUNK) {
-                int64_t n = up_to(stop - first < CHUNK ? stop - first : CHUNK, 32);
-                multiply(keys + first * d, d, packed, scores, BLOCK, n, BLOCK, d / 32, 0);
-                if (first + n > start + 1 || stop - first > row->window) hide(scores, first, n, start, row->window);
-                for (int64_t i = 0; i < BLOCK; i += LANES) {
-                    V before = get_float32(most_of + i, LANES), most_now = before, sum = {0};
-                    for (int64_t k = 0; k < n; k++) most_now = larger(get_float32(scores + k * BLOCK + i, LANES), most_now);
-                    V shift = -most_now * row->scale;
-                    H *to = weights + i / 16 * (n / 32) * TILE;
-                    for (int64_t k = 0; k < n; k += 2, to += 32) {
-                        V upper = exp_up_to_88(get_float32(scores + k * BLOCK + i, LANES) * row->scale + shift);
-                        V lower = exp_up_to_88(get_float32(scores + (k + 1) * BLOCK + i, LANES) * row->scale + shift);
-                        sum += upper + lower;
-                        put_pairs(to, narrow_both(upper, lower));
-                    }
-                    V kept = exp_of(before * row->scale + shift);
-                    put_float32(total_of + i, get_float32(total_of + i, LANES) * kept + sum, LANES);
-                    put_float32(most_of + i, most_now, LANES);
-                    if (first > begin)
-                        for (int64_t k = 0; k < d; k++) put_float32(sums + k * BLOCK + i, get_float32(sums + k * BLOCK + i, LANES) * kept, LANES);
+            int64_t count = length - start < BLOCK ? length - start : BLOCK, stop = start + count, queries = up_to(count, SQUARE);
+            gather(query, row->heads * d, head * d, d, places + start, count, queries, asks);
+            pack_transposed(asks, queries, d, packed);
+            /* More than HIDDEN: of keys that are all hidden from a query, which a window can bring first, the weights are nothing too. */
+            for (int64_t i = 0; i < queries; i++) most_of[i] = HIDDEN / 2, total_of[i] = 0;
+            for (int64_t first = first_key(start, row->window); first < stop; first += CHUNK)
+                for (int64_t q = 0; q < queries; q += SQUARE) {
+                    Seen seen = keys_for(start + q, first, first + CHUNK < padded ? first + CHUNK : padded, row->window);
+                    int64_t n = seen.count, from = first + seen.skipped;
+                    if (!n) continue;
+                    int add = from > first_key(start + q, row->window);
+                    multiply(keys + from * 32, panel(32, padded), packed + q * d, d / 32 * TILE, scores, SQUARE, n, SQUARE, d / 32, 0);
+                    hide(scores, start + q - from, n, row->window);
+                    V kept[2];
+                    if (weigh_scores(scores, n, by, most_of + q, total_of + q, weights, kept) && add)
+                        for (int64_t k = 0; k < d; k++)
+                            for (int i = 0; i < 2; i++) {
+                                float *sum = sums + q * d + k * SQUARE + i * LANES;
+                                put_float32(sum, get_float32(sum, LANES) * kept[i], LANES);
+                            }
+                    multiply(values_t + panel(from, d), panel(32, d), weights, n / 32 * TILE, sums + q * d, SQUARE, d, SQUARE, n / 32, add);
                 }
-                multiply(values_t + first, padded, weights, sums, BLOCK, d, BLOCK, n / 32, first > begin);
-            }
-            transpose_sums(sums, d, BLOCK, sums_t);
             for (int64_t i = 0; i < count; i++) {
+                if (i % SQUARE == 0) transpose_sums(sums + i * d, d, SQUARE, sums_t);
                 H *to = out + places[start + i] * row->heads * d + head * d;
-                float by = 1.0f / total_of[i];
-                EACH(k, n, d) put_bfloat16(to + k, get_float32(sums_t + i * d + k, n) * by, n);
+                float part = 1.0f / total_of[i];
+                EACH(k, n, d) put_bfloat16(to + k, get_float32(sums_t + i % SQUARE * d + k, n) * part, n);
                 log_sums[places[start + i] * row->heads + head] = most_of[i] * row->scale + logf(total_of[i]);
             }
         }
@@ -123,8 +167,8 @@ static void attend(const Row *row, int64_t document, int64_t begin_head, int64_t
 
 /* Returns 0, or 1 where there is no memory. log_sums (T, H): of each query the logarithm of the sum of the exponentials of its scores. */
 int attention(int64_t threads, const Row *row, const H *query, const H *key, const H *value, H *out, float *log_sums) {
-    int64_t d = row->size, most = up_to(longest_of(row), CHUNK), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
-    int64_t halves = 3 * most * d + 2 * BLOCK * d + CHUNK * BLOCK, floats = CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK;
+    int64_t d = row->size, most = up_to(longest_of(row), SQUARE), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
+    int64_t halves = 3 * most * d + 2 * BLOCK * d + CHUNK * SQUARE, floats = CHUNK * SQUARE + d * BLOCK + d * SQUARE + 2 * BLOCK;
     int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 16 * 64; /* of a thread */
     char *blocks = aligned_alloc(64, threads * bytes);
     if (!blocks) return 1;
@@ -148,8 +192,29 @@ typedef struct {
     float *sum_key, *sum_value;
 } Back;
 
+/* A square's scores to weights, and with the gradients of those to the slopes of the scores: both line by line, the slopes packed as well. */
+static void slope_scores(const float *scores, const float *gradients, float by, float scale, const float *log_sum, const float *along,
+                         H *weights, H *slopes, H *packed, int64_t step) {
+    V shift[2], less[2];
+    for (int i = 0; i < 2; i++) shift[i] = -get_float32(log_sum + i * LANES, LANES), less[i] = get_float32(along + i * LANES, LANES);
+    for (int64_t k = 0; k < SQUARE; k += 2) {
+        __m512i line[2];
+        for (int two = 0; two < 2; two++) {
+            V weight[2], slope[2];
+            int64_t at = (k + two) * SQUARE;
+            for (int i = 0; i < 2; i++) {
+                weight[i] = exp2_up_to_127(get_float32(scores + at + i * LANES, LANES) * by + shift[i]);
+                slope[i] = weight[i] * (get_float32(gradients + at + i * LANES, LANES) - less[i]) * scale;
+            }
+            _mm512_store_si512(weights + at, narrow_line(weight[0], weight[1]));
+            _mm512_store_si512(slopes + at, line[two] = narrow_line(slope[0], slope[1]));
+        }
+        put_pairs(packed + k * 16, step, line);
+    }
+}
+
 /* Of one document and the query heads from `begin` to `end`, which have one key head: the gradients of the queries, and what they give to that of the key
-   head, key_sums and value_sums (length up to CHUNK, d). */
+   head, key_sums and value_sums (length up to SQUARE, d). */
 static void attend_back(const Row *row, int64_t document, int64_t begin_head, int64_t end_head, const Back *back, float *key_sums, float *value_sums,
                         int64_t most, void *block) {
     int64_t d = row->size, width = row->heads * d, of = begin_head / (row->heads / row->key_heads);
@@ -157,13 +222,14 @@ static void attend_back(const Row *row, int64_t document, int64_t begin_head, in
     H *keys = memory(&next, most * d * sizeof(H)), *values = memory(&next, most * d * sizeof(H)), *keys_t = memory(&next, most * d * sizeof(H));
     H *asks = memory(&next, BLOCK * d * sizeof(H)), *asks_t = memory(&next, BLOCK * d * sizeof(H)), *asks_p = memory(&next, BLOCK * d * sizeof(H));
     H *grads = memory(&next, BLOCK * d * sizeof(H)), *grads_t = memory(&next, BLOCK * d * sizeof(H)), *grads_p = memory(&next, BLOCK * d * sizeof(H));
-    H *weights = memory(&next, CHUNK * BLOCK * sizeof(H));
-    H *slopes = memory(&next, CHUNK * BLOCK * sizeof(H)), *slopes_p = memory(&next, CHUNK * BLOCK * sizeof(H));
-    float *scores = memory(&next, CHUNK * BLOCK * sizeof(float)), *slope_of = memory(&next, CHUNK * BLOCK * sizeof(float));
-    float *query_sums = memory(&next, d * BLOCK * sizeof(float)), *query_sums_t = memory(&next, d * BLOCK * sizeof(float));
+    H *weights = memory(&next, CHUNK * BLOCK * sizeof(H)), *slopes = memory(&next, CHUNK * BLOCK * sizeof(H));
+    H *slopes_p = memory(&next, CHUNK * SQUARE * sizeof(H));
+    float *scores = memory(&next, SQUARE * SQUARE * sizeof(float)), *slope_of = memory(&next, SQUARE * SQUARE * sizeof(float));
+    float *query_sums = memory(&next, d * BLOCK * sizeof(float)), *query_sums_t = memory(&next, d * SQUARE * sizeof(float));
     float *log_sum = memory(&next, BLOCK * sizeof(float)), *along = memory(&next, BLOCK * sizeof(float));
     const int64_t *places = row->places + begin_of(row, document);
-    int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, CHUNK);
+    int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, SQUARE);
+    float by = row->scale * LOG2_E;
     gather(back->key, row->key_heads * d, of * d, d, places, length, padded, keys);
     gather(back->value, row->key_heads * d, of * d, d, places, length, padded, values);
     transpose(keys, padded, d, keys_t);
@@ -171,53 +237,52 @@ static void attend_back(const Row *row, int64_t document, int64_t begin_head, in
     memset(value_sums, 0, padded * d * sizeof(float));
     for (int64_t head = begin_head; head < end_head; head++)
         for (int64_t start = own; start < length; start += BLOCK) {
-            int64_t count = length - start < BLOCK ? length - start : BLOCK, stop = start + count;
-            gather(back->query, width, head * d, d, places + start, count, BLOCK, asks);
-            gather(back->gradient, width, head * d, d, places + start, count, BLOCK, grads);
-            pack_transposed(asks, d, BLOCK, d, asks_t);
-            pack_transposed(grads, d, BLOCK, d, grads_t);
-            pack(asks, d, BLOCK, d, asks_p);
-            pack(grads, d, BLOCK, d, grads_p);
-            for (int64_t i = 0; i < BLOCK; i++) {
+            int64_t count = length - start < BLOCK ? length - start : BLOCK, stop = start + count, queries = up_to(count, SQUARE);
+            gather(back->query, width, head * d, d, places + start, count, queries, asks);
+            gather(back->gradient, width, head * d, d, places + start, count, queries, grads);
+            pack_transposed(asks, queries, d, asks_t);
+            pack_transposed(grads, queries, d, grads_t);
+            pack(asks, queries, d, asks_p);
+            pack(grads, queries, d, grads_p);
+            for (int64_t i = 0; i < queries; i++) {
                 V sum = {0};
                 if (i < count) {
-                    const H *from = back->out + places[start + i] * width + head * d;
-                    EACH(k, n, d) sum += get_bfloat16(from + k, n) * get_bfloat16(grads + i * d + k, n);
+                    int64_t at = places[start + i] * width + head * d;
+                    EACH(k, n, d) sum += get_bfloat16(back->out + at + k, n) * get_bfloat16(back->gradient + at + k, n);
                 }
                 along[i] = sum_of(sum);
-                log_sum[i] = i < count ? back->log_sums[places[start + i] * row->heads + head] : 0;
+                log_sum[i] = i < count ? back->log_sums[places[start + i] * row->heads + head] * LOG2_E : 0;
             }
-            int64_t begin = first_chunk(start, row->window);
-            for (int64_t first = begin; first < stop; first += CHUNK) {
-                int64_t n = up_to(stop - first < CHUNK ? stop - first : CHUNK, 32);
-                multiply(keys + first * d, d, asks_t, scores, BLOCK, n, BLOCK, d / 32, 0);
-                multiply(values + first * d, d, grads_t, slope_of, BLOCK, n, BLOCK, d / 32, 0);
-                if (first + n > start + 1 || stop - first > row->window) hide(scores, first, n, start, row->window);
-                for (int64_t i = 0; i < BLOCK; i += LANES) {
-                    V shift = -get_float32(log_sum + i, LANES), less = get_float32(along + i, LANES);
-                    H *to = slopes_p + i / 16 * (n / 32) * TILE;
-                    for (int64_t k = 0; k < n; k += 2, to += 32) {
-                        V weight[2], slope[2];
-                        int64_t at = k * BLOCK + i;
-                        for (int two = 0; two < 2; two++) {
-                            int64_t from = at + two * BLOCK;
-                            weight[two] = exp_up_to_88(get_float32(scores + from, LANES) * row->scale + shift);
-                            slope[two] = weight[two] * (get_float32(slope_of + from, LANES) - less);
-                        }
-                        put_lines(weights + at, weights + at + BLOCK, narrow_both(weight[0], weight[1]));
-                        __m512i both = narrow_both(slope[0] * row->scale, slope[1] * row->scale);
-                        put_lines(slopes + at, slopes + at + BLOCK, both);
-                        put_pairs(to, both);
+            for (int64_t first = first_key(start, row->window); first < stop; first += CHUNK) {
+                int64_t keys_here = up_to(stop - first < CHUNK ? stop - first : CHUNK, SQUARE), unseen = 0;
+                for (int64_t q = 0; q < queries; q += SQUARE) {
+                    Seen seen = keys_for(start + q, first, first + keys_here, row->window);
+                    int64_t n = seen.count, from = first + seen.skipped;
+                    if (!n && q == unseen) unseen += SQUARE; /* of the first queries, none of whom sees the chunk */
+                    H *weight_of = weights + panel(q, keys_here), *slopes_of = slopes + panel(q, keys_here);
+                    if (n < keys_here) {
+                        memset(weight_of, 0, panel(32, keys_here) * sizeof(H));
+                        memset(slopes_of, 0, panel(32, keys_here) * sizeof(H));
                     }
+                    for (int64_t k = 0; k < n; k += SQUARE) {
+                        int64_t at = (from + k) * 32, to = (seen.skipped + k) * 32;
+                        multiply(keys + at, panel(32, padded), asks_t + q * d, d / 32 * TILE, scores, SQUARE, SQUARE, SQUARE, d / 32, 0);
+                        multiply(values + at, panel(32, padded), grads_t + q * d, d / 32 * TILE, slope_of, SQUARE, SQUARE, SQUARE, d / 32, 0);
+                        hide(scores, start + q - from - k, SQUARE, row->window);
+                        slope_scores(scores, slope_of, by, row->scale, log_sum + q, along + q, weight_of + to, slopes_of + to,
+                                     slopes_p + k * 16, n * 16);
+                    }
+                    if (n) multiply(keys_t + panel(from, d), panel(32, d), slopes_p, n / 32 * TILE, query_sums + q * d, SQUARE, d, SQUARE, n / 32,
+                                    from > first_key(start + q, row->window));
                 }
-                multiply(weights, BLOCK, grads_p, value_sums + first * d, d, n, d, BLOCK / 32, 1);
-                multiply(slopes, BLOCK, asks_p, key_sums + first * d, d, n, d, BLOCK / 32, 1);
-                multiply(keys_t + first, padded, slopes_p, query_sums, BLOCK, d, BLOCK, n / 32, first > begin);
+                int64_t left = panel(unseen, keys_here), right = unseen / 32 * TILE, step = queries / 32 * TILE, depth = (queries - unseen) / 32;
+                multiply(weights + left, panel(32, keys_here), grads_p + right, step, value_sums + first * d, d, keys_here, d, depth, 1);
+                multiply(slopes + left, panel(32, keys_here), asks_p + right, step, key_sums + first * d, d, keys_here, d, depth, 1);
             }
-            transpose_sums(query_sums, d, BLOCK, query_sums_t);
             for (int64_t i = 0; i < count; i++) {
+                if (i % SQUARE == 0) transpose_sums(query_sums + i * d, d, SQUARE, query_sums_t);
                 H *to = back->to_query + places[start + i] * width + head * d;
-                EACH(k, n, d) put_bfloat16(to + k, get_float32(query_sums_t + i * d + k, n), n);
+                EACH(k, n, d) put_bfloat16(to + k, get_float32(query_sums_t + i % SQUARE * d + k, n), n);
             }
         }
 }
@@ -250,16 +315,17 @@ static void put_back(const Row *row, int64_t document, int64_t of, const Back *b
 int attention_back(int64_t threads, const Row *row, const H *query, const H *key, const H *value, const H *out, const float *log_sums, const H *gradient,
                    H *to_query, H *to_key, H *to_value, float *sum_key, float *sum_value) {
     const Back back = {query, key, value, out, log_sums, gradient, to_query, to_key, to_value, sum_key, sum_value};
-    int64_t d = row->size, most = up_to(longest_of(row), CHUNK), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
-    int64_t halves = 3 * most * d + 6 * BLOCK * d + 3 * CHUNK * BLOCK, floats = 2 * CHUNK * BLOCK + 2 * d * BLOCK + 2 * BLOCK;
+    int64_t d = row->size, most = up_to(longest_of(row), SQUARE), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
+    int64_t halves = 3 * most * d + 6 * BLOCK * d + 2 * CHUNK * BLOCK + CHUNK * SQUARE;
+    int64_t floats = 2 * SQUARE * SQUARE + d * BLOCK + d * SQUARE + 2 * BLOCK;
     int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 24 * 64;
-    int64_t stride = (threads == 1 ? most : begin_in_chunks(row, row->documents)) * d, sums = (threads == 1 ? 1 : parts) * stride;
+    int64_t stride = (threads == 1 ? most : begin_in_squares(row, row->documents)) * d, sums = (threads == 1 ? 1 : parts) * stride;
     char *blocks = aligned_alloc(64, threads * bytes + up_to(2 * sums * sizeof(float), 64));
     if (!blocks) return 1;
     float *key_sums = (float *)(blocks + threads * bytes), *value_sums = key_sums + sums;
     EACH_OF(i, row->documents * parts) {
         int64_t document = i / parts, part = i % parts, head = part * at_once;
-        int64_t at = threads == 1 ? 0 : part * stride + begin_in_chunks(row, document) * d;
+        int64_t at = threads == 1 ? 0 : part * stride + begin_in_squares(row, document) * d;
         tiles_begin();
         attend_back(row, document, head, head + at_once, &back, key_sums + at, value_sums + at, most, blocks + THREAD * bytes);
         tiles_end();
@@ -269,7 +335,7 @@ int attention_back(int64_t threads, const Row *row, const H *query, const H *key
         EACH_OF(of, row->key_heads) {
             int64_t of_key = parts / row->key_heads;
             for (int64_t document = 0; document < row->documents; document++) {
-                int64_t at = of * of_key * stride + begin_in_chunks(row, document) * d;
+                int64_t at = of * of_key * stride + begin_in_squares(row, document) * d;
                 put_back(row, document, of, &back, key_sums + at, value_sums + at, of_key, stride);
             }
         }

@@ -1,8 +1,8 @@
 /* Products of small bfloat16 matrices that lie in the cache, in tiles of 16 x 16 with sums in float32.
 
-   The left matrix lies row by row. The right one is packed: for each 16 of its columns, for each 32 of its rows, 16 lines of 16 pairs, a pair being
-   two numbers of one column, one below the other: what the processor's instructions take. Sizes are multiples of 16 (rows, columns) and 32 (the
-   inner side).  */
+   Every tile is 1 KiB without a gap, so that no two of its lines contend for a place in the cache. Matrices lie in panels: 32 columns, all rows of
+   them one below the other, then the next 32. A product's right side is packed: for each 16 of its columns, for each 32 of its rows, 16 lines of 16
+   pairs, a pair being two numbers of one column, one below the other: what the processor's instructions take. All sides are multiples of 32.  */
 
 typedef uint16_t H; /* a bfloat16 */
 
@@ -32,38 +32,28 @@ static void tiles_begin(void) {
 }
 static void tiles_end(void) { _tile_release(); }
 
-/* c (rows x columns) = or += a (rows x 32 depth) b. Strides count numbers. */
-static void multiply(const H *a, int64_t a_stride, const H *b, float *c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, int add) {
+/* Where in a matrix of so many rows the panel begins of which this is the first column. */
+static inline int64_t panel(int64_t column, int64_t rows) { return column * rows; }
+
+/* c (rows x columns, float32, row by row) = or += a (rows x 32 depth) b. Of a the panels, of b the columns' tiles begin `a_step` and `b_step` numbers
+   apart: both may be parts of larger ones. */
+static void multiply(const H *a, int64_t a_step, const H *b, int64_t b_step, float *c, int64_t c_stride, int64_t rows, int64_t columns,
+                     int64_t depth, int add) {
+    int64_t line = c_stride * sizeof(float);
     for (int64_t j = 0; j < columns; j += 32)
         for (int64_t i = 0; i < rows; i += 32) {
-            int two_rows = i + 16 < rows, two_columns = j + 16 < columns;
-            const H *a0 = a + i * a_stride, *a1 = a0 + 16 * a_stride, *b0 = b + j / 16 * depth * TILE, *b1 = b0 + depth * TILE;
+            const H *left = a + i * 32, *right = b + j / 16 * b_step;
             float *to = c + i * c_stride + j, *below = to + 16 * c_stride;
-            int64_t line = c_stride * 4;
-            if (two_rows && two_columns) {
-                if (add) { _tile_loadd(0, to, line); _tile_loadd(1, to + 16, line); _tile_loadd(2, below, line); _tile_loadd(3, below + 16, line); }
-                else { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
-                for (int64_t k = 0; k < depth; k++) {
-                    _tile_loadd(4, a0 + k * 32, a_stride * 2);
-                    _tile_loadd(6, b0 + k * TILE, 64);
-                    _tile_loadd(7, b1 + k * TILE, 64);
-                    _tile_loadd(5, a1 + k * 32, a_stride * 2);
-                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-                }
-                _tile_stored(0, to, line); _tile_stored(1, to + 16, line); _tile_stored(2, below, line); _tile_stored(3, below + 16, line);
-                continue;
+            if (add) { _tile_loadd(0, to, line); _tile_loadd(1, to + 16, line); _tile_loadd(2, below, line); _tile_loadd(3, below + 16, line); }
+            else { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
+            for (int64_t k = 0; k < depth; k++, left += a_step, right += TILE) {
+                _tile_loadd(4, left, 64);
+                _tile_loadd(6, right, 64);
+                _tile_loadd(7, right + b_step, 64);
+                _tile_loadd(5, left + TILE, 64);
+                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
             }
-            for (int r = 0; r <= two_rows; r++)
-                for (int s = 0; s <= two_columns; s++) {
-                    float *one = (r ? below : to) + 16 * s;
-                    if (add) _tile_loadd(0, one, line); else _tile_zero(0);
-                    for (int64_t k = 0; k < depth; k++) {
-                        _tile_loadd(4, (r ? a1 : a0) + k * 32, a_stride * 2);
-                        _tile_loadd(6, (s ? b1 : b0) + k * TILE, 64);
-                        _tile_dpbf16ps(0, 4, 6);
-                    }
-                    _tile_stored(0, one, line);
-                }
+            _tile_stored(0, to, line); _tile_stored(1, to + 16, line); _tile_stored(2, below, line); _tile_stored(3, below + 16, line);
         }
 }
 
@@ -84,53 +74,63 @@ static inline void transpose_lines(__m512i line[16]) {
     }
 }
 
-/* Pack the transpose of m (rows x columns, rows a multiple of 16): a product's right side whose inner side is m's columns. */
-static void pack_transposed(const H *m, int64_t stride, int64_t rows, int64_t columns, H *to) {
+/* Pack the transpose of m: a product's right side whose inner side is m's columns. */
+static void pack_transposed(const H *m, int64_t rows, int64_t columns, H *to) {
     for (int64_t i = 0; i < rows; i += 16)
-        for (int64_t k = 0; k < columns; k += 32, to += TILE) {
+        for (int64_t j = 0; j < columns; j += 32, to += TILE) {
             __m512i line[16];
-            for (int r = 0; r < 16; r++) line[r] = _mm512_loadu_si512(m + (i + r) * stride + k);
+            for (int r = 0; r < 16; r++) line[r] = _mm512_load_si512(m + panel(j, rows) + (i + r) * 32);
             transpose_lines(line);
-            for (int r = 0; r < 16; r++) _mm512_storeu_si512(to + 32 * r, line[r]);
+            for (int r = 0; r < 16; r++) _mm512_store_si512(to + 32 * r, line[r]);
         }
 }
 
-/* Two lines of numbers, one below the other, as a line of pairs. */
-static inline __m512i pairs(__m512i upper_and_lower) {
-    const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(zip, upper_and_lower);
+/* Numbers of two lines, one below the other, as pairs: of the first 16 columns, and of the last. */
+static inline __m512i first_pairs(__m512i upper, __m512i lower) {
+    const __m512i zip = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                         39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    return _mm512_permutex2var_epi16(upper, zip, lower);
 }
-static inline void put_pairs(H *to, __m512i upper_and_lower) { _mm512_storeu_si512(to, pairs(upper_and_lower)); }
-static inline void put_lines(H *upper, H *lower, __m512i both) {
-    _mm256_storeu_si256((__m256i *)upper, _mm512_castsi512_si256(both));
-    _mm256_storeu_si256((__m256i *)lower, _mm512_extracti64x4_epi64(both, 1));
+static inline __m512i last_pairs(__m512i upper, __m512i lower) {
+    const __m512i zip = _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24,
+                                         55, 23, 54, 22, 53, 21, 52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
+    return _mm512_permutex2var_epi16(upper, zip, lower);
 }
-static inline __m512i narrow_both(V upper, V lower) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)lower, (__m512)upper); }
+/* Of a left matrix's two lines, one below the other, the two that a right matrix has in their place, `step` numbers apart. */
+static inline void put_pairs(H *to, int64_t step, const __m512i line[2]) {
+    _mm512_store_si512(to, first_pairs(line[0], line[1]));
+    _mm512_store_si512(to + step, last_pairs(line[0], line[1]));
+}
+static inline __m512i narrow_line(V first, V last) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)last, (__m512)first); }
 
-static inline __m512i line_and_next(const H *upper, int64_t stride) {
-    __m256i lower = _mm256_loadu_si256((const __m256i *)(upper + stride));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)upper)), lower, 1);
+/* Pack m as it is. */
+static void pack(const H *m, int64_t rows, int64_t columns, H *to) {
+    for (int64_t j = 0; j < columns; j += 32, to += 2 * rows * 16)
+        for (int64_t i = 0; i < rows; i += 2) {
+            const H *from = m + panel(j, rows) + i * 32;
+            const __m512i line[2] = {_mm512_load_si512(from), _mm512_load_si512(from + 32)};
+            put_pairs(to + i * 16, rows * 16, line);
+        }
 }
 
-/* Pack m (rows x columns, rows a multiple of 32) as it is. */
-static void pack(const H *m, int64_t stride, int64_t rows, int64_t columns, H *to) {
-    for (int64_t j = 0; j < columns; j += 16)
-        for (int64_t k = 0; k < rows; k += 2, to += 32) put_pairs(to, line_and_next(m + k * stride + j, stride));
-}
-
-/* The transpose of m (rows x columns, rows a multiple of 32, columns of 16; dense), line by line. */
+/* The transpose of m, in panels too. */
 static void transpose(const H *m, int64_t rows, int64_t columns, H *to) {
     for (int64_t i = 0; i < rows; i += 32)
-        for (int64_t j = 0; j < columns; j += 16) {
-            __m512i line[16];
-            for (int p = 0; p < 16; p++) line[p] = pairs(line_and_next(m + (i + 2 * p) * columns + j, columns));
-            transpose_lines(line);
-            for (int p = 0; p < 16; p++) _mm512_storeu_si512(to + (j + p) * rows + i, line[p]);
+        for (int64_t j = 0; j < columns; j += 32) {
+            __m512i first[16], last[16];
+            for (int p = 0; p < 16; p++) {
+                const H *from = m + panel(j, rows) + (i + 2 * p) * 32;
+                __m512i upper = _mm512_load_si512(from), lower = _mm512_load_si512(from + 32);
+                first[p] = first_pairs(upper, lower), last[p] = last_pairs(upper, lower);
+            }
+            transpose_lines(first);
+            transpose_lines(last);
+            H *there = to + panel(i, columns) + j * 32;
+            for (int p = 0; p < 16; p++) _mm512_store_si512(there + p * 32, first[p]), _mm512_store_si512(there + (16 + p) * 32, last[p]);
         }
 }
 
-/* The same of float32 numbers, both sides multiples of 16. */
+/* The same of float32 numbers, row by row. */
 static void transpose_sums(const float *m, int64_t rows, int64_t columns, float *to) {
     for (int64_t i = 0; i < rows; i += 16)
         for (int64_t j = 0; j < columns; j += 16) {

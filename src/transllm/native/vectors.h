@@ -74,31 +74,48 @@ static inline float sum_of(V v) {
     return sum;
 }
 
+static inline V nearest(V x) { /* whole number, for x up to 2^22 */
+#ifdef __AVX512F__
+    return (V)_mm512_roundscale_ps((__m512)x, 8);
+#else
+    return (x + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: no room for a fraction */
+#endif
+}
+static inline V times_two_to(V n, V x) {
+#ifdef __AVX512F__
+    return (V)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    return (V)((VI)x + (__builtin_convertvector(n, VI) << 23));
+#endif
+}
+
 /* e to the x to 3e-6 of it, for x up to 88; what is no number stays that. Below -60 it stays at 9e-27: nothing beside 1, and what is multiplied by
    it is no denormal number, which processors compute a hundred times slower. */
 static inline V exp_up_to_88(V x) {
     x = larger(all(-60.0f), x);
-    V t = x * 1.44269504f;
-#ifdef __AVX512F__
-    V n = (V)_mm512_roundscale_ps((__m512)t, 8);
-#else
-    V n = (t + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: no room for a fraction */
-#endif
-    V f = x - n * 0.693147181f;
+    V n = nearest(x * 1.44269504f), f = x - n * 0.693147181f;
     V p = all(8.3333333e-3f);
     p = p * f + 4.1666667e-2f;
     p = p * f + 1.6666667e-1f;
     p = p * f + 0.5f;
     p = p * f + 1.0f;
     p = p * f + 1.0f;
-#ifdef __AVX512F__
-    return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    return (V)((VI)p + (__builtin_convertvector(n, VI) << 23));
-#endif
+    return times_two_to(n, p);
 }
 
 static inline V exp_of(V x) { return exp_up_to_88(smaller(all(88.0f), x)); }
+
+/* 2 to the x to 3e-6 of it, for x up to 127, with the same two ends. What multiplies scores anyway can hold the logarithm that makes e of 2. */
+static inline V exp2_up_to_127(V x) {
+    x = larger(all(-86.0f), x);
+    V n = nearest(x), f = x - n;
+    V p = all(9.58285e-3f); /* of the least error in -0.5 ... 0.5 with 1 at 0 */
+    p = p * f + 5.590643e-2f;
+    p = p * f + 2.4024099e-1f;
+    p = p * f + 6.9312419e-1f;
+    p = p * f + 1.0f;
+    return times_two_to(n, p);
+}
 
 /* 1 / x, for x of at least 1. */
 static inline V inverse_of(V x) {
