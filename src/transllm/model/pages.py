@@ -1,14 +1,20 @@
-"""Memory that a file takes while nobody reads it."""
+"""Pages of memory: of a file that nobody reads any more, and of what is freed only to be taken again."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
+import platform
 import sys
+from collections.abc import Iterator
 
 from torch import Tensor
 
 _PAGE_OUT = 21  # MADV_PAGEOUT of Linux
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
+_MOST = 2**31 - 1
+_USUAL_TRIM, _USUAL_MAX = 64 << 20, 65536
 
 
 def forget(weight: Tensor) -> None:
@@ -24,3 +30,25 @@ def forget(weight: Tensor) -> None:
     whole = (stop - first) // mmap.PAGESIZE * mmap.PAGESIZE
     if whole > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), _PAGE_OUT)
+
+
+@contextlib.contextmanager
+def keeping_freed() -> Iterator[None]:
+    """Let this process keep what is freed inside the ``with``, for whoever asks next.
+
+    glibc maps what is larger than 32 MiB anew each time, and gives back the end of its heap: a long row's tensors come back page by page,
+    each zeroed at the fault of its first use. A training step frees what the next one takes, so its peak is the same. Afterwards all is
+    given back. Nothing happens where there is no glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    glibc = ctypes.CDLL(None)
+    glibc.mallopt(_MMAP_MAX, 0)
+    glibc.mallopt(_TRIM_THRESHOLD, _MOST)
+    try:
+        yield
+    finally:
+        glibc.mallopt(_MMAP_MAX, _USUAL_MAX)
+        glibc.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
+        glibc.malloc_trim(0)

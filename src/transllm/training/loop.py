@@ -7,6 +7,7 @@ the main one writes. All hold what trains, or share it (``Adapted.shares_trained
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from transllm import processes
 from transllm.errors import LostProcessError, TrainingError, first_line
 from transllm.lanes import lanes
 from transllm.model.adapter import Adapted
+from transllm.model.pages import keeping_freed
 from transllm.model.precision import matrix_flops
 from transllm.progress import Progress
 from transllm.recipe.schema import Training, TrainStage
@@ -127,7 +129,8 @@ def train(
     width = 1 if adapted.sharded else lanes_for(module, bins=math.ceil(most / world))
     trackers = Trackers(training.trackers if main else (), folder=folder, step=state.step)
     with (TrainLog(folder / "log.jsonl" if main else None, step=state.step, trackers=trackers) as log, lanes(width) as run_lanes,
-          interrupts.listen(), progress.task(label, stage.tokens, "tokens") as bar):
+          keeping_freed() if adapted.device.type == "cpu" else contextlib.nullcontext(), interrupts.listen(),
+          progress.task(label, stage.tokens, "tokens") as bar):
         bar.advance(state.tokens)
         try:
             while True:
