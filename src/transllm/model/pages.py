@@ -32,18 +32,24 @@ def forget(weight: Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), _PAGE_OUT)
 
 
+def give_back_freed() -> None:
+    """Let the system have what was freed: glibc keeps it in every thread's arena."""
+    if glibc := _glibc():
+        glibc.malloc_trim(0)
+
+
 @contextlib.contextmanager
 def keeping_freed() -> Iterator[None]:
     """Let this process keep what is freed inside the ``with``, for whoever asks next.
 
     glibc maps what is larger than 32 MiB anew each time, and gives back the end of its heap: a long row's tensors come back page by page,
-    each zeroed at the fault of its first use. A training step frees what the next one takes, so its peak is the same. Afterwards all is
-    given back. Nothing happens where there is no glibc.
+    each zeroed at the fault of its first use. A training step frees what the next one takes; the peak is at most a tenth higher
+    (docs/architecture.md). Afterwards all is given back. Nothing happens where there is no glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
+    glibc = _glibc()
+    if not glibc:
         yield
         return
-    glibc = ctypes.CDLL(None)
     glibc.mallopt(_MMAP_MAX, 0)
     glibc.mallopt(_TRIM_THRESHOLD, _MOST)
     try:
@@ -51,4 +57,8 @@ def keeping_freed() -> Iterator[None]:
     finally:
         glibc.mallopt(_MMAP_MAX, _USUAL_MAX)
         glibc.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
-        glibc.malloc_trim(0)
+        give_back_freed()
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -11,7 +11,6 @@
 #define CHUNK 256 /* keys */
 #define SQUARE 32 /* keys by queries whose scores are turned into weights before they leave the first cache; two vectors wide */
 #define HIDDEN -1e30f
-#define LOG2_E 1.44269504f
 
 typedef struct {
     int64_t documents;

@@ -74,6 +74,8 @@ static inline float sum_of(V v) {
     return sum;
 }
 
+#define LOG2_E 1.44269504f
+
 static inline V nearest(V x) { /* whole number, for x up to 2^22 */
 #ifdef __AVX512F__
     return (V)_mm512_roundscale_ps((__m512)x, 8);
@@ -89,11 +91,11 @@ static inline V times_two_to(V n, V x) {
 #endif
 }
 
-/* e to the x to 3e-6 of it, for x up to 88; what is no number stays that. Below -60 it stays at 9e-27: nothing beside 1, and what is multiplied by
+/* e to the x to 3e-6 of it; above 88 it stays at 2e38, and what is no number stays that. Below -60 it stays at 9e-27: nothing beside 1, and what is multiplied by
    it is no denormal number, which processors compute a hundred times slower. */
-static inline V exp_up_to_88(V x) {
-    x = larger(all(-60.0f), x);
-    V n = nearest(x * 1.44269504f), f = x - n * 0.693147181f;
+static inline V exp_of(V x) {
+    x = larger(all(-60.0f), smaller(all(88.0f), x));
+    V n = nearest(x * LOG2_E), f = x - n * 0.693147181f;
     V p = all(8.3333333e-3f);
     p = p * f + 4.1666667e-2f;
     p = p * f + 1.6666667e-1f;
@@ -103,9 +105,7 @@ static inline V exp_up_to_88(V x) {
     return times_two_to(n, p);
 }
 
-static inline V exp_of(V x) { return exp_up_to_88(smaller(all(88.0f), x)); }
-
-/* 2 to the x to 3e-6 of it, for x up to 127, with the same two ends. What multiplies scores anyway can hold the logarithm that makes e of 2. */
+/* 2 to the x to 3e-6 of it, for x up to 127, with the same lower end. What multiplies scores anyway can hold the logarithm that makes e of 2. */
 static inline V exp2_up_to_127(V x) {
     x = larger(all(-86.0f), x);
     V n = nearest(x), f = x - n;

@@ -16,7 +16,8 @@ m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
   accelerator. A processor's resident memory grows with the logarithm of the steps s, as the largest of many chance readings does: ever
   more of its lanes' tops coincide, and glibc keeps what they freed. ``1.2 + 0.15 ln s`` times what comes and goes lies between what
   models took with compiled kernels, which hardly grows, and with torch's (docs/architecture.md); 1.8 is taken for what writes. Blocks
-  of logits over 32 MiB are no part of that: glibc maps and unmaps them one by one.
+  of logits over 32 MiB are no part of that: glibc mapped and unmapped them one by one when this was measured (training keeps them now,
+  ``model.pages.keeping_freed``; in float32 that was not measured anew).
 
 Disk: a full model for extend and for merge; ``4 t`` bytes an adapter, and its rows; checkpoints while a training stage runs, three of
 ``12 t`` at the moment when one is written.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import platform
 import threading
 
 import psutil
 import torch
+
+from transllm.model.pages import give_back_freed
 
 
 class PeakMemory:
@@ -41,5 +41,4 @@ def give_back_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed()
