@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from transllm.model.rows import _PANEL, SplitEmbedding, SplitHead
+from transllm.model.rows import _MANY, _PANEL, _SHARE, SplitEmbedding, SplitHead
+from transllm.native import kernels
 
 OLD, NEW, D = 11, 4, 6
 
@@ -49,6 +50,34 @@ def test_a_large_vocabulary_is_projected_in_panels(old: int) -> None:
     (found * weights).sum().backward()
     torch.testing.assert_close(hidden.grad, weights @ matrix)
     torch.testing.assert_close(torch.cat([rows.old.grad, rows.new.grad]), weights.T @ hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cores_take_panels(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """With several cores each projects some columns; what is summed over all of them is rounded once."""
+    ready = kernels()
+    if ready is None or not ready.has_threads:
+        pytest.skip("no kernels were compiled with GCC here, so torch shares products out among its threads")
+    old, counts, each = 2 * _SHARE + 11, list[int](), ready.each
+    monkeypatch.setattr(ready, "each", lambda count, work: counts.append(count) or each(count, work))
+    draw = torch.Generator().manual_seed(4)
+    matrix, hidden, weights = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((old + 3, 32), (_MANY, 32), (_MANY, old + 3)))
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2, 2):
+            torch.set_num_threads(number)
+            one = hidden.clone().requires_grad_()
+            logits = SplitHead(SplitEmbedding(matrix[:old], matrix[old:]))(one)
+            found.append((logits.detach(), *torch.autograd.grad(logits, one, weights)))
+    finally:
+        torch.set_num_threads(threads)
+    panels = -(-old // _PANEL) if dtype == torch.float32 else 3
+    assert counts == [panels, 3] * 2, "forward and back, with two threads"
+    assert all(torch.equal(one, other) for one, other in zip(found[1], found[2], strict=True))
+    exact = hidden.double() @ matrix.double().T, weights.double() @ matrix.double()
+    for ours, expected in zip(found[1], exact, strict=True):
+        assert (ours.double() - expected).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * expected.norm()
 
 
 def test_cut_to_the_original_vocabulary() -> None:

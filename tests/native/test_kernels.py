@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -212,13 +214,14 @@ def test_threads_change_no_bit_of_rows(with_threads: Kernels, dtype: torch.dtype
     ([700], ()),  # a document whose heads are shared out
     ([65, 40] * 30, ()),  # documents enough that each thread has whole key heads
     ([90, 150, 80], (Shared(1, of=0, tokens=70), Shared(2, of=0, tokens=10))),
-    ([90, *[80] * 40], [Shared(i, of=0, tokens=30) for i in range(1, 41)])])
+    ([90, *[80] * 40], [Shared(i, of=0, tokens=30) for i in range(1, 41)]),
+    ([700, 650], (Shared(1, of=0, tokens=70),))])  # with eight threads the last four heads are cut in pieces
 def test_threads_share_attention_out(with_attention: Kernels, with_threads: Kernels, lengths: list[int], shared: list[Shared]) -> None:
     documents, heads = Documents(lengths, shared=shared), Heads(6, 2, 64)
     rows = sum(lengths) - sum(one.tokens for one in shared)
     q, k, v, gradient = (_random(rows, number * 64, seed=seed) for seed, number in enumerate((6, 2, 2, 6)))
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4, 8):  # six heads on four threads: four whole, and halves of two
         torch.set_num_threads(threads)
         out, log_sums = with_attention.attention(q, k, v, documents.extent, heads, scale=0.17, window=None)
         found.append([out, log_sums, *with_attention.attention_back(gradient, q, k, v, out, log_sums, documents.extent, heads, scale=0.17,
@@ -227,9 +230,40 @@ def test_threads_share_attention_out(with_attention: Kernels, with_threads: Kern
         assert all(torch.equal(one, other) for one, other in zip(found[0][:3], others[:3], strict=True))
         for one, other in zip(found[0][3:], others[3:], strict=True):  # keys and values add up their heads in another order
             _near(one, other, 1e-3)
-    torch.set_num_threads(2)
     again = with_attention.attention_back(gradient, q, k, v, *found[0][:2], documents.extent, heads, scale=0.17, window=None)
-    assert all(torch.equal(one, other) for one, other in zip(found[1][2:], again, strict=True)), "whichever thread is first"
+    assert all(torch.equal(one, other) for one, other in zip(found[-1][2:], again, strict=True)), "whichever thread is first"
+
+
+def test_threads_share_python_out(with_threads: Kernels) -> None:
+    """Each number once; inside, torch has one thread and takes no gradients."""
+    torch.set_num_threads(2)
+    x, seen = torch.randn(40, 30, requires_grad=True), [0] * 40
+    out, threads = torch.empty(40, 30), set()
+
+    def work(number: int) -> None:
+        threads.add(threading.get_ident())
+        seen[number] += 1
+        torch.mm(x[number: number + 1], x[:30], out=out[number: number + 1])
+        time.sleep(0.002)
+
+    with_threads.each(40, work)
+    assert seen == [1] * 40 and len(threads) == 2 and torch.is_grad_enabled()
+    _near(out, x.detach() @ x.detach()[:30], 1e-6)
+
+
+@pytest.mark.parametrize("error", [ValueError("no such number"), KeyboardInterrupt()])
+def test_what_fails_on_another_thread_fails_here(with_threads: Kernels, error: BaseException) -> None:
+    torch.set_num_threads(2)
+    caller, done = threading.get_ident(), threading.Event()
+
+    def work(_: int) -> None:
+        if threading.get_ident() != caller:
+            done.set()
+            raise error
+        done.wait(5)
+
+    with pytest.raises(type(error)):
+        with_threads.each(8, work)
 
 
 def test_without_a_compiler_it_is_said_and_torch_computes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,9 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transllm.native import kernels
+
 _PANEL = 512
 """Columns that a processor projects at once in float32: their part of the matrix stays in its cache (a loss with its gradient takes 0.89 of
 the time that it takes with one product for 50,000 columns, 2 % of a step; docs/benchmarks.md)."""
+
+_SHARE, _MANY = 2048, 64
+"""Columns at least that a core projects at a time where several do, and tokens at least for which it does so."""
 
 
 class SplitEmbedding(nn.Module):
@@ -93,6 +98,26 @@ class SplitHead(nn.Module):
         return F.linear(hidden, self.rows.old.to(hidden.dtype))
 
 
+def _in_panels(hidden_nD: Tensor, matrix_VD: Tensor, most: int, work: Callable[[slice], Tensor]) -> list[Tensor]:
+    """``work`` on all rows of a matrix, so many at most at a time; what it gave, in order.
+
+    A processor's cores take panels, each by itself: torch's product is one core's work in some shapes (back from 49,152 columns to 512
+    hidden states of 576 numbers: 102 ms on two cores, 57 in panels).
+    """
+    rows, threads = len(matrix_VD), torch.get_num_threads()
+    ready = kernels() if hidden_nD.device.type == "cpu" and threads > 1 and len(hidden_nD) >= _MANY else None
+    if ready is None or not ready.has_threads:
+        return [work(slice(start, min(start + most, rows))) for start in range(0, rows, most)]
+    most = min(most, max(_SHARE, -(-rows // (2 * threads))))
+    found: list[Any] = [None] * -(-rows // most)
+
+    def one(number: int) -> None:
+        found[number] = work(slice(number * most, min((number + 1) * most, rows)))
+
+    ready.each(len(found), one)
+    return found
+
+
 class _Project(torch.autograd.Function):
     """Both products written side by side into one matrix: joining them afterwards would copy the largest tensor of all."""
 
@@ -102,10 +127,8 @@ class _Project(torch.autograd.Function):
         shape = len(hidden_nD), len(old) + len(new)
         # ``data``: for autograd a tensor of its own, where a slice would be a view of what the next chunk overwrites.
         logits = hidden_nD.new_empty(shape) if block is None else block[: len(hidden_nD)].data
-        width = _PANEL if logits.device.type == "cpu" and logits.dtype == torch.float32 else len(old)
-        for start in range(0, len(old), width):
-            panel = slice(start, min(start + width, len(old)))
-            torch.mm(hidden_nD, old[panel].T, out=logits[:, panel])
+        most = _PANEL if logits.device.type == "cpu" and logits.dtype == torch.float32 else len(old)
+        _in_panels(hidden_nD, old, most, lambda panel: torch.mm(hidden_nD, old[panel].T, out=logits[:, panel]))
         torch.mm(hidden_nD, new.T, out=logits[:, len(old):])
         ctx.save_for_backward(hidden_nD, old, new)
         ctx.dtypes = old_VD.dtype, new_ND.dtype
@@ -115,7 +138,12 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_nD, old, new = ctx.saved_tensors
         old_part, new_part = gradients[0].split([len(old), len(new)], dim=1)
-        wanted = ctx.needs_input_grad
-        return ((old_part @ old).addmm_(new_part, new) if wanted[0] else None,
+        wanted, to_hidden = ctx.needs_input_grad, None
+        if wanted[0]:
+            first, *more = _in_panels(hidden_nD, old, len(old), lambda panel: old_part[:, panel] @ old[panel])
+            if more:
+                first = torch.stack([first, *more]).sum(0, dtype=torch.promote_types(first.dtype, torch.float32)).to(first.dtype)
+            to_hidden = first.addmm_(new_part, new)
+        return (to_hidden,
                 (old_part.T @ hidden_nD).to(ctx.dtypes[0]) if wanted[1] else None,
                 (new_part.T @ hidden_nD).to(ctx.dtypes[1]) if wanted[2] else None, None)

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ _SUFFIX = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _LARGEST_HEAD = 256  # larger ones leave no room in the cache
 
 _N, _P, _F = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_WORK = ctypes.CFUNCTYPE(None, _N)
 _ARGUMENTS: dict[str, list[Any]] = {
     "gate": [_N, _N, _N, _P, _N, _P, _N, _P],
     "gate_back": [_N, _N, _N, _P, _N, _P, _N, _P, _P, _P, _P, _N],
@@ -87,6 +89,8 @@ class Kernels:
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
         self.has_attention, self.has_threads = bool(library.has_attention()), bool(library.has_threads()) and _openmp_is_loaded()
+        self._each = library.each
+        self._each.argtypes, self._each.restype = [_N, _N, _WORK], None
         self._of_rows: dict[str, Any] = {}
         for name, tensors in (("attention", 5), ("attention_back", 11)) if self.has_attention else ():
             self._of_rows[name] = library[name]
@@ -165,6 +169,25 @@ class Kernels:
         for one, total in zip(found[1:], sums, strict=False):
             one.copy_(total)
         return found[0], found[1], found[2]
+
+    def each(self, count: int, work: Callable[[int], object]) -> None:
+        """``work`` on each number below ``count``, by torch's threads: whichever is free takes the next.
+
+        Inside, torch has one thread and takes no gradients. The first error ends it, and is raised.
+        """
+        failed: list[BaseException] = []
+
+        def one(number: int) -> None:
+            try:
+                if not failed:
+                    with torch.no_grad():
+                        work(number)
+            except BaseException as error:  # Ctrl-C too: nothing is raised through C
+                failed.append(error)
+
+        self._each(torch.get_num_threads(), count, _WORK(one))
+        if failed:
+            raise failed[0]
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | float) -> None:
         numbers = (one.data_ptr() if isinstance(one, Tensor) else one for one in arguments)

@@ -40,9 +40,27 @@ static int64_t begin_in_squares(const Row *row, int64_t document) {
     return begin;
 }
 
-/* How many query heads of one key head a thread does one after the other: all, which gather its keys once; one where threads would have nothing to do. */
-static int64_t heads_at_once(const Row *row, int64_t threads) {
-    return threads == 1 || row->documents * row->key_heads >= 8 * threads ? row->heads / row->key_heads : 1;
+/* How the work is shared out: each thing is a document and so many of its query heads that have one key head. Where there is enough to do for all threads these
+   are all of a key head, which gather its keys once; otherwise one, and of the last things, which would leave threads waiting, each is cut in pieces. A piece has
+   every so many of the blocks of queries: a like share of early ones and of late ones, which see more keys. */
+typedef struct { int64_t heads, things, whole, pieces; } Shares;
+static Shares shares_of(const Row *row, int64_t threads) {
+    int64_t things = row->documents * row->key_heads;
+    if (threads == 1 || things >= 8 * threads) return (Shares){row->heads / row->key_heads, things, things, 1};
+    things = row->documents * row->heads;
+    int64_t left = things % threads, most = up_to(longest_of(row), BLOCK) / BLOCK, pieces = 1;
+    while (pieces < 8 && pieces < most && left * pieces % threads) pieces++;
+    return (Shares){1, things, things - left, pieces};
+}
+
+/* One thing, or a piece of one: its query heads are those from `begin` to `end`, its blocks the one at `first` and each `step` further. */
+typedef struct { int64_t thing, piece, document, begin, end, first, step; } Part;
+static int64_t parts_of(Shares shares) { return shares.whole + (shares.things - shares.whole) * shares.pieces; }
+static Part part_of(const Row *row, Shares shares, int64_t i) {
+    int64_t pieces = i < shares.whole ? 1 : shares.pieces, piece = i < shares.whole ? 0 : (i - shares.whole) % pieces;
+    int64_t thing = i < shares.whole ? i : shares.whole + (i - shares.whole) / pieces;
+    int64_t document = thing * shares.heads / row->heads, head = thing * shares.heads % row->heads;
+    return (Part){thing, piece, document, head, head + shares.heads, row->owns[document] + piece * BLOCK, pieces * BLOCK};
 }
 
 /* Rows of a document's places, one head of them, in panels; zeros up to `padded`. */
@@ -114,24 +132,23 @@ static int weigh_scores(const float *scores, int64_t n, float by, float *most_of
     return grew;
 }
 
-/* Of one document and the query heads from `begin` to `end`, which have one key head. `block`: this thread's memory. */
-static void attend(const Row *row, int64_t document, int64_t begin_head, int64_t end_head, const H *query, const H *key, const H *value, H *out,
-                   float *log_sums, int64_t most, void *block) {
-    int64_t d = row->size, of = begin_head / (row->heads / row->key_heads);
+/* `block`: this thread's memory. */
+static void attend(const Row *row, Part part, const H *query, const H *key, const H *value, H *out, float *log_sums, int64_t most, void *block) {
+    int64_t d = row->size, of = part.begin / (row->heads / row->key_heads);
     void *next = block;
     H *keys = memory(&next, most * d * sizeof(H)), *values = memory(&next, most * d * sizeof(H)), *values_t = memory(&next, most * d * sizeof(H));
     H *asks = memory(&next, BLOCK * d * sizeof(H)), *packed = memory(&next, BLOCK * d * sizeof(H)), *weights = memory(&next, CHUNK * SQUARE * sizeof(H));
     float *scores = memory(&next, CHUNK * SQUARE * sizeof(float)), *sums = memory(&next, d * BLOCK * sizeof(float));
     float *sums_t = memory(&next, d * SQUARE * sizeof(float));
     float *most_of = memory(&next, BLOCK * sizeof(float)), *total_of = memory(&next, BLOCK * sizeof(float));
-    const int64_t *places = row->places + begin_of(row, document);
-    int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, SQUARE);
+    const int64_t *places = row->places + begin_of(row, part.document);
+    int64_t length = row->lengths[part.document], padded = up_to(length, SQUARE);
     float by = row->scale * LOG2_E;
     gather(key, row->key_heads * d, of * d, d, places, length, padded, keys);
     gather(value, row->key_heads * d, of * d, d, places, length, padded, values);
     transpose(values, padded, d, values_t);
-    for (int64_t head = begin_head; head < end_head; head++)
-        for (int64_t start = own; start < length; start += BLOCK) {
+    for (int64_t head = part.begin; head < part.end; head++)
+        for (int64_t start = part.first; start < length; start += part.step) {
             int64_t count = length - start < BLOCK ? length - start : BLOCK, stop = start + count, queries = up_to(count, SQUARE);
             gather(query, row->heads * d, head * d, d, places + start, count, queries, asks);
             pack_transposed(asks, queries, d, packed);
@@ -166,15 +183,15 @@ static void attend(const Row *row, int64_t document, int64_t begin_head, int64_t
 
 /* Returns 0, or 1 where there is no memory. log_sums (T, H): of each query the logarithm of the sum of the exponentials of its scores. */
 int attention(int64_t threads, const Row *row, const H *query, const H *key, const H *value, H *out, float *log_sums) {
-    int64_t d = row->size, most = up_to(longest_of(row), SQUARE), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
+    int64_t d = row->size, most = up_to(longest_of(row), SQUARE);
+    Shares shares = shares_of(row, threads);
     int64_t halves = 3 * most * d + 2 * BLOCK * d + CHUNK * SQUARE, floats = CHUNK * SQUARE + d * BLOCK + d * SQUARE + 2 * BLOCK;
     int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 16 * 64; /* of a thread */
     char *blocks = aligned_alloc(64, threads * bytes);
     if (!blocks) return 1;
-    EACH_OF(i, row->documents * parts) {
-        int64_t head = i % parts * at_once;
+    EACH_OF(i, parts_of(shares)) {
         tiles_begin();
-        attend(row, i / parts, head, head + at_once, query, key, value, out, log_sums, most, blocks + THREAD * bytes);
+        attend(row, part_of(row, shares, i), query, key, value, out, log_sums, most, blocks + THREAD * bytes);
         tiles_end();
     }
     free(blocks);
@@ -212,11 +229,9 @@ static void slope_scores(const float *scores, const float *gradients, float by, 
     }
 }
 
-/* Of one document and the query heads from `begin` to `end`, which have one key head: the gradients of the queries, and what they give to that of the key
-   head, key_sums and value_sums (length up to SQUARE, d). */
-static void attend_back(const Row *row, int64_t document, int64_t begin_head, int64_t end_head, const Back *back, float *key_sums, float *value_sums,
-                        int64_t most, void *block) {
-    int64_t d = row->size, width = row->heads * d, of = begin_head / (row->heads / row->key_heads);
+/* The gradients of a part's queries, and what they give to that of its key head, key_sums and value_sums (length up to SQUARE, d). */
+static void attend_back(const Row *row, Part part, const Back *back, float *key_sums, float *value_sums, int64_t most, void *block) {
+    int64_t d = row->size, width = row->heads * d, of = part.begin / (row->heads / row->key_heads);
     void *next = block;
     H *keys = memory(&next, most * d * sizeof(H)), *values = memory(&next, most * d * sizeof(H)), *keys_t = memory(&next, most * d * sizeof(H));
     H *asks = memory(&next, BLOCK * d * sizeof(H)), *asks_t = memory(&next, BLOCK * d * sizeof(H)), *asks_p = memory(&next, BLOCK * d * sizeof(H));
@@ -226,16 +241,16 @@ static void attend_back(const Row *row, int64_t document, int64_t begin_head, in
     float *scores = memory(&next, SQUARE * SQUARE * sizeof(float)), *slope_of = memory(&next, SQUARE * SQUARE * sizeof(float));
     float *query_sums = memory(&next, d * BLOCK * sizeof(float)), *query_sums_t = memory(&next, d * SQUARE * sizeof(float));
     float *log_sum = memory(&next, BLOCK * sizeof(float)), *along = memory(&next, BLOCK * sizeof(float));
-    const int64_t *places = row->places + begin_of(row, document);
-    int64_t length = row->lengths[document], own = row->owns[document], padded = up_to(length, SQUARE);
+    const int64_t *places = row->places + begin_of(row, part.document);
+    int64_t length = row->lengths[part.document], padded = up_to(length, SQUARE);
     float by = row->scale * LOG2_E;
     gather(back->key, row->key_heads * d, of * d, d, places, length, padded, keys);
     gather(back->value, row->key_heads * d, of * d, d, places, length, padded, values);
     transpose(keys, padded, d, keys_t);
     memset(key_sums, 0, padded * d * sizeof(float));
     memset(value_sums, 0, padded * d * sizeof(float));
-    for (int64_t head = begin_head; head < end_head; head++)
-        for (int64_t start = own; start < length; start += BLOCK) {
+    for (int64_t head = part.begin; head < part.end; head++)
+        for (int64_t start = part.first; start < length; start += part.step) {
             int64_t count = length - start < BLOCK ? length - start : BLOCK, stop = start + count, queries = up_to(count, SQUARE);
             gather(back->query, width, head * d, d, places + start, count, queries, asks);
             gather(back->gradient, width, head * d, d, places + start, count, queries, grads);
@@ -286,18 +301,17 @@ static void attend_back(const Row *row, int64_t document, int64_t begin_head, in
         }
 }
 
-/* The gradients of a key head's keys and values in one document, from `parts` that add up to them, `stride` numbers apart. */
-static void put_back(const Row *row, int64_t document, int64_t of, const Back *back, const float *key_sums, const float *value_sums,
-                     int64_t parts, int64_t stride) {
+/* The gradients of a key head's keys and values in one document, from `count` sums that add up to them; those for the values are `apart` numbers behind. */
+static void put_back(const Row *row, int64_t document, int64_t of, const Back *back, int64_t count, const float *const *sums, int64_t apart) {
     int64_t d = row->size;
     const int64_t *places = row->places + begin_of(row, document);
     for (int64_t i = 0; i < row->lengths[document]; i++)
         EACH(k, n, d) {
             int64_t at = (places[i] * row->key_heads + of) * d + k;
-            V of_key = get_float32(key_sums + i * d + k, n), of_value = get_float32(value_sums + i * d + k, n);
-            for (int64_t part = 1; part < parts; part++) {
-                of_key += get_float32(key_sums + part * stride + i * d + k, n);
-                of_value += get_float32(value_sums + part * stride + i * d + k, n);
+            V of_key = {0}, of_value = {0};
+            for (int64_t one = 0; one < count; one++) {
+                of_key += get_float32(sums[one] + i * d + k, n);
+                of_value += get_float32(sums[one] + apart + i * d + k, n);
             }
             if (back->sum_key) {
                 put_float32(back->sum_key + at, get_float32(back->sum_key + at, n) + of_key, n);
@@ -309,35 +323,48 @@ static void put_back(const Row *row, int64_t document, int64_t of, const Back *b
         }
 }
 
-/* Gradients. Returns 0, or 1 where there is no memory. With several threads the sums of all heads are held and put where they belong at the end, in
-   order: documents that share places write to the same ones. */
+/* Where a part's sums begin: document by document those of whole things and of first pieces, then those of further pieces. */
+static int64_t sums_of(const Row *row, Shares shares, int64_t thing, int64_t piece) {
+    int64_t of_document = row->heads / shares.heads, document = thing / of_document, most = up_to(longest_of(row), SQUARE);
+    int64_t lines = piece ? begin_in_squares(row, row->documents) * of_document + ((thing - shares.whole) * (shares.pieces - 1) + piece - 1) * most
+                          : begin_in_squares(row, document) * of_document + thing % of_document * up_to(row->lengths[document], SQUARE);
+    return lines * row->size;
+}
+
+/* Gradients. Returns 0, or 1 where there is no memory. With several threads what each part gives to keys and values is held and put where it belongs at the end,
+   in order: documents that share places write to the same ones. */
 int attention_back(int64_t threads, const Row *row, const H *query, const H *key, const H *value, const H *out, const float *log_sums, const H *gradient,
                    H *to_query, H *to_key, H *to_value, float *sum_key, float *sum_value) {
     const Back back = {query, key, value, out, log_sums, gradient, to_query, to_key, to_value, sum_key, sum_value};
-    int64_t d = row->size, most = up_to(longest_of(row), SQUARE), at_once = heads_at_once(row, threads), parts = row->heads / at_once;
+    int64_t d = row->size, most = up_to(longest_of(row), SQUARE);
+    Shares shares = shares_of(row, threads);
     int64_t halves = 3 * most * d + 6 * BLOCK * d + 2 * CHUNK * BLOCK + CHUNK * SQUARE;
     int64_t floats = 2 * SQUARE * SQUARE + d * BLOCK + d * SQUARE + 2 * BLOCK;
-    int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 24 * 64;
-    int64_t stride = (threads == 1 ? most : begin_in_squares(row, row->documents)) * d, sums = (threads == 1 ? 1 : parts) * stride;
+    int64_t bytes = up_to(halves * sizeof(H) + floats * sizeof(float), 64) + 24 * 64; /* of a thread */
+    /* Further pieces have sums behind all others: where those of the first that there is not would begin. */
+    int64_t of_key = row->heads / shares.heads / row->key_heads, sums = threads == 1 ? most * d : sums_of(row, shares, shares.things, 1);
     char *blocks = aligned_alloc(64, threads * bytes + up_to(2 * sums * sizeof(float), 64));
     if (!blocks) return 1;
-    float *key_sums = (float *)(blocks + threads * bytes), *value_sums = key_sums + sums;
-    EACH_OF(i, row->documents * parts) {
-        int64_t document = i / parts, part = i % parts, head = part * at_once;
-        int64_t at = threads == 1 ? 0 : part * stride + begin_in_squares(row, document) * d;
+    float *held = (float *)(blocks + threads * bytes);
+    EACH_OF(i, parts_of(shares)) {
+        Part part = part_of(row, shares, i);
+        float *key_sums = held + (threads == 1 ? 0 : sums_of(row, shares, part.thing, part.piece));
+        const float *const all[] = {key_sums};
         tiles_begin();
-        attend_back(row, document, head, head + at_once, &back, key_sums + at, value_sums + at, most, blocks + THREAD * bytes);
+        attend_back(row, part, &back, key_sums, key_sums + sums, most, blocks + THREAD * bytes);
         tiles_end();
-        if (threads == 1) put_back(row, document, part, &back, key_sums, value_sums, 1, 0);
+        if (threads == 1) put_back(row, part.document, part.begin / (row->heads / row->key_heads), &back, 1, all, sums);
     }
     if (threads > 1)
-        EACH_OF(of, row->key_heads) {
-            int64_t of_key = parts / row->key_heads;
+        EACH_OF(of, row->key_heads)
             for (int64_t document = 0; document < row->documents; document++) {
-                int64_t at = of * of_key * stride + begin_in_squares(row, document) * d;
-                put_back(row, document, of, &back, key_sums + at, value_sums + at, of_key, stride);
+                const float *all[of_key * shares.pieces];
+                int64_t count = 0, first = (document * row->key_heads + of) * of_key;
+                for (int64_t thing = first; thing < first + of_key; thing++)
+                    for (int64_t piece = 0; piece < (thing < shares.whole ? 1 : shares.pieces); piece++)
+                        all[count++] = held + sums_of(row, shares, thing, piece);
+                put_back(row, document, of, &back, count, all, sums);
             }
-        }
     free(blocks);
     return 0;
 }

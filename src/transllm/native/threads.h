@@ -18,3 +18,8 @@ int has_threads(void) { return 0; }
 
 /* Each of `count` things that take unlike times. */
 #define EACH_OF(i, count) PRAGMA(omp parallel for schedule(dynamic) num_threads(threads)) for (int64_t i = 0; i < count; i++)
+
+/* What is no kernel of ours, shared out in the same way: inside, torch's own products have one thread. */
+void each(int64_t threads, int64_t count, void (*work)(int64_t)) {
+    EACH_OF(i, count) work(i);
+}
