@@ -26,7 +26,7 @@ from peers.contender import Turn
 from peers.data import Shape
 from peers.environments import python_of
 from peers.page import results_page, write_between
-from peers.race import Track, labels, middle, race, ratio, spread, summary, tell, tokens
+from peers.race import Track, besides_attention, labels, middle, race, ratio, spread, summary, tell, tokens
 from peers.settings import AXES, PEERS, shown
 from peers.sweep import sweep, table
 from results import processor
@@ -106,15 +106,27 @@ def _floor(turns: Mapping[str, Sequence[Turn]]) -> Figures:
 
 
 def _lengths(track: Track, rounds: int) -> Figures:
-    """Ours and TRL on documents of exactly so many tokens, with the same tokens a step."""
+    """Ours at the same tokens a step on documents of exactly so many tokens, with each length's floor, in turns; then TRL."""
+    shapes = {length: Shape("blocks", length, 16 * _LONG_BATCH) for length in (512, 2048, 8192)}
+    tell(f"\nlengths: {_LONG_BATCH} tokens a step in rows of {', '.join(map(str, shapes))}")
+    contenders = [track.contender(name, shape, batch_tokens=_LONG_BATCH, label=f"{name} {length}")
+                  for length, shape in shapes.items() for name in ("ours", "floor")]
+    turns = race(contenders, rounds=max(2, rounds // 2), steps=1, limit=track.limit)
     found: Figures = {}
-    for length in (512, 2048, 8192):
-        tell(f"\nlengths: {_LONG_BATCH} tokens a step in rows of {length}")
-        shape = Shape("blocks", length, 16 * _LONG_BATCH)
-        names = [name for name in ("ours", "trl") if name in track.pythons]
-        turns = race([track.contender(name, shape, batch_tokens=_LONG_BATCH) for name in names], rounds=max(2, rounds // 2), steps=1,
-                     limit=track.limit)
-        found[str(length)] = {name: _seen(held) for name, held in turns.items()}
+    for length, shape in shapes.items():
+        ours, first = f"ours {length}", f"ours {min(shapes)}"
+        shares, rest = ratio(turns, ours, f"floor {length}", tokens), ratio(turns, ours, first, besides_attention)
+        held = turns.get(ours, ())
+        found[str(length)] = {
+            **_seen(held), "share_of_floor": summary(shares), "share_of_floor_spread": spread(shares),
+            "besides_attention": middle(held, besides_attention), "besides_attention_vs_first": summary(rest),
+            "besides_attention_vs_first_spread": spread(rest)}
+        if "trl" in track.pythons:
+            tell(f"\nlengths: rows of {length}, against TRL")
+            peers = race([track.contender(name, shape, batch_tokens=_LONG_BATCH) for name in ("ours", "trl")], rounds=max(2, rounds // 4),
+                         steps=1, limit=track.limit)
+            ratios = ratio(peers, "ours", "trl", tokens)
+            found[str(length)] |= {"trl": _seen(peers.get("trl", ())), "vs_trl": summary(ratios), "vs_trl_spread": spread(ratios)}
     return found
 
 

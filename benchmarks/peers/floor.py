@@ -1,6 +1,7 @@
 """The floor under a training step: the time of its matrix products executed alone, one after the other, on all cores.
 
-Counted are, for a micro batch of n = 2,048 tokens and for every layer with its own frozen weights as the model holds them in memory:
+Counted are, for a micro batch of n = 2,048 tokens, or one row that is longer, and for every layer with its own frozen weights as the model
+holds them in memory:
 
 - each linear layer, i inputs and o outputs: ``x W'`` forward and ``g W`` backward (a frozen W has no gradient of its own);
 - its LoRA product of rank r: ``x A'`` and ``(x A') B'`` forward; ``g B``, ``(g B) A``, ``(g B)' x`` and ``g' (x A')`` backward;
@@ -89,20 +90,20 @@ def typical_length(rows: Rows) -> int:
     return round(float((rows.lengths ** 2).sum() / rows.lengths.sum()))
 
 
-def products_of(folder: Path, rows: Rows, *, rank: int, device: torch.device) -> Products:
-    """The products of one step on ``_TOKENS`` tokens of these rows."""
+def products_of(folder: Path, rows: Rows, *, rank: int, device: torch.device, tokens: int) -> Products:
+    """The products of one step on so many tokens of these rows."""
     dtype = compute_dtype("auto", device)
     model, _ = load_folder(folder, dtype=dtype)
     model = place(model, device)
     config, head = model.config, weight_of(model.get_output_embeddings())
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    products, labels = Products(dtype, device), round(_TOKENS * label_share(rows))
+    products, labels = Products(dtype, device), round(tokens * label_share(rows))
     layers: Sequence[torch.nn.Module] = model.get_decoder().layers
     for layer in layers:
         for module in layer.modules():
             if isinstance(module, torch.nn.Linear):
-                add_linear(products, module.weight.detach(), rank=rank, tokens=_TOKENS)
-        add_attention(products, heads=config.num_attention_heads, size=size, length=typical_length(rows), tokens=_TOKENS)
+                add_linear(products, module.weight.detach(), rank=rank, tokens=tokens)
+        add_attention(products, heads=config.num_attention_heads, size=size, length=typical_length(rows), tokens=tokens)
     products.mm(products.given("x", labels, head.shape[1]), head.detach().T)
     products.mm(products.given("logits", labels, head.shape[0]), head.detach())
     return products
@@ -118,12 +119,13 @@ def main() -> None:
     ask = asked()
     turns = Turns(ask["warm"])
     rows = Rows.open(Path(ask["rows"]))
-    products = products_of(Path(ask["model"]), rows, rank=ask["lora"]["r"], device=torch.device(ask["device"]))
+    tokens = max(_TOKENS, typical_length(rows))
+    products = products_of(Path(ask["model"]), rows, rank=ask["lora"]["r"], device=torch.device(ask["device"]), tokens=tokens)
     turns.flops = products.flops
     with torch.inference_mode():
         while True:
             products.run()
-            turns.count(_TOKENS, round(_TOKENS * label_share(rows)))
+            turns.count(tokens, round(tokens * label_share(rows)))
             turns.step_done()
 
 

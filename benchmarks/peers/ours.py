@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from peers.turns import Turns, asked
 from transllm.model import attach, compute_dtype, load_folder, place
+from transllm.native import kernels
 from transllm.recipe.schema import Training, TrainStage
 from transllm.tokenizer import SpanTokenizer
 from transllm.training import Rows, train
@@ -39,6 +45,27 @@ class Paced:
             self._turns.step_done()
 
 
+def time_attention(turns: Turns) -> None:
+    """Add up what the compiled kernels' attention takes: of all cores, what its lane has of them."""
+    ready = kernels()
+    if ready is None or not ready.has_attention:
+        return
+    cores, lock = torch.get_num_threads(), threading.Lock()
+
+    def timed(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = compute(*arguments, **named)
+            with lock:
+                turns.attention_seconds += (time.perf_counter() - started) * torch.get_num_threads() / cores
+            return result
+
+        return run
+
+    for name in ("attention", "attention_back"):
+        setattr(ready, name, timed(getattr(ready, name)))
+
+
 def labels_of_steps(rows: Rows, stage: TrainStage) -> Iterator[int]:
     """Labels of each optimiser step, from the plan that the loop makes too."""
     for bins in plan_steps(rows, stage, seed=_SEED):
@@ -47,10 +74,9 @@ def labels_of_steps(rows: Rows, stage: TrainStage) -> Iterator[int]:
 
 def main() -> None:
     """Train in turns until the input ends."""
-    import torch
-
     ask = asked()
     turns = Turns(ask["warm"])
+    time_attention(turns)
     folder, rows, device = Path(ask["model"]), Rows.open(Path(ask["rows"])), torch.device(ask["device"])
     training = Training.model_validate({"lora": {**ask["lora"], "dropout": 0.0}, "log_every": 10, "checkpoint_minutes": 1e6,
                                         "precision": ask["settings"]["precision"]})

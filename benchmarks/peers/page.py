@@ -23,8 +23,8 @@ def results_page(figures: Mapping[str, Any]) -> str:
     for task in ("pretrain", "finetune"):
         if task in figures:
             lines += ["", f"### {task}", "", *_contenders(figures[task])]
-    for length, found in figures.get("lengths", {}).items():
-        lines += ["", f"### Rows of {length} tokens", "", *_contenders(found)]
+    if "lengths" in figures:
+        lines += ["", "### Lengths of rows", "", *_lengths(figures["lengths"])]
     if "data" in figures:
         lines += ["", "### 1, 4 and 16 times the data (ours)", "", *_contenders(figures["data"])]
     return "\n".join(lines)
@@ -42,6 +42,22 @@ def write_between(page: Path, name: str, text: str) -> None:
         raise SystemExit(f"{page} has no place for the {name}: write {first} and {last} into it, each on a line.")
     before, rest = whole.split(first)
     page.write_text(f"{before}{first}\n\n{text}\n\n{last}{rest.split(last)[1]}", encoding="utf-8")
+
+
+def _lengths(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["| tokens a row | tokens/s | smallest – largest | share of the floor | tokens/s besides attention | to the first row's | "  # noqa: RUF001
+             "peak GiB | TRL, tokens/s | times as fast as TRL |", "|---|---|---|---|---|---|---|---|---|"]
+    for length, seen in found.items():
+        trl = seen.get("trl", {}).get("tokens_per_second")
+        cells = [seen["tokens_per_second"], seen["spread"], _of(seen, "share_of_floor"), seen["besides_attention"],
+                 _of(seen, "besides_attention_vs_first"), seen["peak_gib"], trl, _of(seen, "vs_trl")]
+        lines.append(f"| {int(length):,} | " + " | ".join(map(_cell, cells)) + " |")
+    return lines
+
+
+def _of(seen: Mapping[str, Any], name: str) -> str | None:
+    """A ratio with its spread."""
+    return None if seen.get(name) is None else f"{seen[name]} ({_cell(seen[f'{name}_spread'])})"
 
 
 def _contenders(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -24,6 +24,11 @@ def tokens(turn: Turn) -> float:
     return turn.tokens_a_second
 
 
+def besides_attention(turn: Turn) -> float:
+    """Tokens a second, were attention done in no time."""
+    return turn.tokens / (turn.seconds - turn.attention_seconds)
+
+
 def labels(turn: Turn) -> float:
     """Labels a second."""
     return turn.labels_a_second

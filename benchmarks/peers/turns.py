@@ -32,6 +32,8 @@ class Turns:
         os.dup2(2, 1)
         self.flops = 0
         """Of one step, where it is known: the floor's."""
+        self.attention_seconds = 0.0
+        """Of the turn, as if all cores had done nothing else meanwhile; where it is known: ours, with compiled kernels."""
         self._begin(warm)
 
     def count(self, tokens: int, labels: int) -> None:
@@ -45,7 +47,8 @@ class Turns:
         if self._left > 0:
             return
         turn = {"steps": self._steps, "tokens": self._tokens, "labels": self._labels, "seconds": time.perf_counter() - self._started,
-                "cpu_seconds": time.process_time() - self._cpu, "peak_gib": peak_gib(), "threads": _threads(), "flops": self.flops}
+                "cpu_seconds": time.process_time() - self._cpu, "peak_gib": peak_gib(), "threads": _threads(), "flops": self.flops,
+                "attention_seconds": self.attention_seconds}
         print(json.dumps(turn), file=self._out, flush=True)
         line = sys.stdin.readline()
         if not line:
@@ -55,6 +58,7 @@ class Turns:
     def _begin(self, steps: int) -> None:
         self._steps = self._left = steps
         self._tokens = self._labels = 0
+        self.attention_seconds = 0.0
         self._started, self._cpu = time.perf_counter(), time.process_time()
 
 
