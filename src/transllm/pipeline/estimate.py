@@ -11,7 +11,7 @@ m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
   where layers are shared, two that are lent, and where they train the gradient of one, as computed and in float32;
 - ``k m S``, and the hidden states of the labels; S is counted in the calibration, else ``(10 H + 4 I) L`` numbers (I: the feed-forward
   width), or ``H L`` and one layer with gradient checkpointing;
-- ``3 k · 256 V`` numbers of logits, their gradient and a copy: the loss takes 256 labels at a time;
+- ``3 k · 512 V`` numbers of logits, their gradient and a copy: the loss takes 512 labels at a time;
 - what torch and the libraries take and earlier stages leave, and what the allocator loses of all that comes and goes: a tenth on an
   accelerator. A processor's resident memory grows with the logarithm of the steps s, as the largest of many chance readings does: ever
   more of its lanes' tops coincide, and glibc keeps what they freed. ``1.2 + 0.15 ln s`` times what comes and goes lies between what
