@@ -117,9 +117,11 @@ def _lengths(track: Track, rounds: int) -> Figures:
         ours, first = f"ours {length}", f"ours {min(shapes)}"
         shares, rest = ratio(turns, ours, f"floor {length}", tokens), ratio(turns, ours, first, besides_attention)
         held = turns.get(ours, ())
+        if not all(turn.attention_seconds for turn in held):  # not clocked: attention is torch's
+            rest = []
         found[str(length)] = {
             **_seen(held), "share_of_floor": summary(shares), "share_of_floor_spread": spread(shares),
-            "besides_attention": middle(held, besides_attention), "besides_attention_vs_first": summary(rest),
+            "besides_attention": middle(held, besides_attention) if rest else None, "besides_attention_vs_first": summary(rest),
             "besides_attention_vs_first_spread": spread(rest)}
         if "trl" in track.pythons:
             tell(f"\nlengths: rows of {length}, against TRL")

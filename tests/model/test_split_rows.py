@@ -59,7 +59,7 @@ def test_cores_take_panels(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) 
     if ready is None or not ready.has_threads:
         pytest.skip("no kernels were compiled with GCC here, so torch shares products out among its threads")
     old, counts, each = 2 * _SHARE + 11, list[int](), ready.each
-    monkeypatch.setattr(ready, "each", lambda count, work: counts.append(count) or each(count, work))
+    monkeypatch.setattr(ready, "each", lambda work, panels: counts.append(len(panels)) or each(work, panels))
     draw = torch.Generator().manual_seed(4)
     matrix, hidden, weights = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((old + 3, 32), (_MANY, 32), (_MANY, old + 3)))
     threads = torch.get_num_threads()

@@ -230,23 +230,26 @@ def test_threads_share_attention_out(with_attention: Kernels, with_threads: Kern
         assert all(torch.equal(one, other) for one, other in zip(found[0][:3], others[:3], strict=True))
         for one, other in zip(found[0][3:], others[3:], strict=True):  # keys and values add up their heads in another order
             _near(one, other, 1e-3)
-    again = with_attention.attention_back(gradient, q, k, v, *found[0][:2], documents.extent, heads, scale=0.17, window=None)
-    assert all(torch.equal(one, other) for one, other in zip(found[-1][2:], again, strict=True)), "whichever thread is first"
+    for threads, before in ((2, found[1]), (8, found[-1])):
+        torch.set_num_threads(threads)
+        again = with_attention.attention_back(gradient, q, k, v, *found[0][:2], documents.extent, heads, scale=0.17, window=None)
+        assert all(torch.equal(one, other) for one, other in zip(before[2:], again, strict=True)), "whichever thread is first"
 
 
 def test_threads_share_python_out(with_threads: Kernels) -> None:
-    """Each number once; inside, torch has one thread and takes no gradients."""
+    """Each thing once, without gradients; what it gave, in order."""
     torch.set_num_threads(2)
     x, seen = torch.randn(40, 30, requires_grad=True), [0] * 40
     out, threads = torch.empty(40, 30), set()
 
-    def work(number: int) -> None:
+    def work(number: int) -> int:
         threads.add(threading.get_ident())
         seen[number] += 1
         torch.mm(x[number: number + 1], x[:30], out=out[number: number + 1])
         time.sleep(0.002)
+        return number
 
-    with_threads.each(40, work)
+    assert with_threads.each(work, range(40)) == list(range(40))
     assert seen == [1] * 40 and len(threads) == 2 and torch.is_grad_enabled()
     _near(out, x.detach() @ x.detach()[:30], 1e-6)
 
@@ -263,7 +266,7 @@ def test_what_fails_on_another_thread_fails_here(with_threads: Kernels, error: B
         done.wait(5)
 
     with pytest.raises(type(error)):
-        with_threads.each(8, work)
+        with_threads.each(work, range(8))
 
 
 def test_without_a_compiler_it_is_said_and_torch_computes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transllm.native import kernels
+from transllm.native import serving
 
 _PANEL = 512
 """Columns that a processor projects at once in float32: their part of the matrix stays in its cache (a loss with its gradient takes 0.89 of
@@ -105,17 +105,11 @@ def _in_panels(hidden_nD: Tensor, matrix_VD: Tensor, most: int, work: Callable[[
     hidden states of 576 numbers: 102 ms on two cores, 57 in panels).
     """
     rows, threads = len(matrix_VD), torch.get_num_threads()
-    ready = kernels() if hidden_nD.device.type == "cpu" and threads > 1 and len(hidden_nD) >= _MANY else None
-    if ready is None or not ready.has_threads:
-        return [work(slice(start, min(start + most, rows))) for start in range(0, rows, most)]
-    most = min(most, max(_SHARE, -(-rows // (2 * threads))))
-    found: list[Any] = [None] * -(-rows // most)
-
-    def one(number: int) -> None:
-        found[number] = work(slice(number * most, min((number + 1) * most, rows)))
-
-    ready.each(len(found), one)
-    return found
+    ready = serving(hidden_nD) if threads > 1 and len(hidden_nD) >= _MANY else None
+    if ready is not None:
+        most = min(most, max(_SHARE, -(-rows // (2 * threads))))
+    panels = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
+    return [work(panel) for panel in panels] if ready is None else ready.each(work, panels)
 
 
 class _Project(torch.autograd.Function):

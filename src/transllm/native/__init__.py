@@ -13,9 +13,9 @@ import ctypes
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ _LARGEST_HEAD = 256  # larger ones leave no room in the cache
 
 _N, _P, _F = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _WORK = ctypes.CFUNCTYPE(None, _N)
+_Thing = TypeVar("_Thing")
+_Result = TypeVar("_Result")
 _ARGUMENTS: dict[str, list[Any]] = {
     "gate": [_N, _N, _N, _P, _N, _P, _N, _P],
     "gate_back": [_N, _N, _N, _P, _N, _P, _N, _P, _P, _P, _P, _N],
@@ -170,24 +172,26 @@ class Kernels:
             one.copy_(total)
         return found[0], found[1], found[2]
 
-    def each(self, count: int, work: Callable[[int], object]) -> None:
-        """``work`` on each number below ``count``, by torch's threads: whichever is free takes the next.
+    def each(self, work: Callable[[_Thing], _Result], things: Sequence[_Thing]) -> list[_Result]:
+        """``map``, by torch's threads: whichever is free takes the next thing.
 
         Inside, torch has one thread and takes no gradients. The first error ends it, and is raised.
         """
+        found: dict[int, _Result] = {}
         failed: list[BaseException] = []
 
         def one(number: int) -> None:
             try:
                 if not failed:
                     with torch.no_grad():
-                        work(number)
+                        found[number] = work(things[number])
             except BaseException as error:  # Ctrl-C too: nothing is raised through C
                 failed.append(error)
 
-        self._each(torch.get_num_threads(), count, _WORK(one))
+        self._each(torch.get_num_threads(), len(things), _WORK(one))
         if failed:
             raise failed[0]
+        return [found[number] for number in range(len(things))]
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | float) -> None:
         numbers = (one.data_ptr() if isinstance(one, Tensor) else one for one in arguments)
