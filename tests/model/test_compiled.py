@@ -12,7 +12,6 @@ from transllm.model import Adapted, Documents
 from transllm.model import compiled as module
 
 Adapt = Callable[..., Adapted]
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of while it traces a model is its own
 
 
 def _gradients(adapted: Adapted, lengths: list[int]) -> list[torch.Tensor]:

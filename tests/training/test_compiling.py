@@ -20,7 +20,6 @@ from transllm.training.schedule import plan_steps
 from transllm.training.step import LossModule
 
 OLD, NEW = 50, 7
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of while it traces is its own
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +45,7 @@ def _found(kernel: Callable[..., Tensor], rows: int, dtype: torch.dtype) -> tupl
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++, which is not installed")
+@pytest.mark.filterwarnings("ignore")  # what torch warns of while it traces is its own
 def test_the_compiled_kernel_is_the_kernel() -> None:
     plain = divergence_kernel("mixed", temperature=1.5, share=0.3)
     made = torch.compile(plain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,12 +56,14 @@ def compile_if_faster(take: Callable[[], None], leave: Callable[[], None], steps
         return {"compiled": False}
     problem = ""
     plain = _seconds(steps) if before is None else math.inf
-    take()
-    try:
-        _run(steps)  # compiles
-        compiled = _seconds(steps) if before is None else 0.0
-    except (TorchDynamoException, InductorError, RuntimeError) as error:
-        compiled, problem = math.inf, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what could not be traced runs as it is, and the times say whether that pays
+        take()
+        try:
+            _run(steps)  # compiles
+            compiled = _seconds(steps) if before is None else 0.0
+        except (TorchDynamoException, InductorError, RuntimeError) as error:
+            compiled, problem = math.inf, " ".join(f"{type(error).__name__}: {error}".split())[:300]
     plain, compiled = processes.summed(plain, compiled)
     kept = compiled <= _FASTER * plain and compiled < math.inf
     if not kept:

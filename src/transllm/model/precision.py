@@ -65,12 +65,21 @@ def compute_dtype(precision: Literal["auto", "float32", "bfloat16"], device: tor
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 
+_LARGEST, _LONG = 8192, 0.005
+"""Rows of the largest product that an accelerator is measured with, and seconds after which a smaller one is large enough."""
+
+
 def measure_tflops(dtype: torch.dtype, *, seconds: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> float:
     """Speed of a large matrix product on the default device, in 10¹² FLOPs a second of the clock; takes ``seconds`` of it."""
-    device = default_device()
-    size = 1024 if device.type == "cpu" else 8192
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    (left @ right).sum().item()  # the first product pays for packing; .item() waits for it
+    device, size = default_device(), 1024
+    while True:
+        left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+        (left @ right).sum().item()  # the first product pays for packing and code generation; .item() waits for it
+        start = clock()
+        (left @ right)[0, 0].item()
+        if device.type == "cpu" or size == _LARGEST or clock() - start > _LONG:
+            break
+        size *= 2
     products, start = 0, clock()
     while (spent := clock() - start) < seconds:
         (left @ right)[0, 0].item()
