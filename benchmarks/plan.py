@@ -1,6 +1,6 @@
 """What ``plan`` predicts against what runs then measure, on three recipes that differ in model, batch and length.
 
-    python benchmarks/plan.py [--out runs/plan] [--only NAME ...]
+    python benchmarks/plan.py [--out runs/plan] [--only NAME ...] [--set KEY=VALUE ...]
 
 ``demo``: recipes/demo-es.yaml with small budgets. ``wide``: the same model with longer micro batches and a larger adapter. ``llama``: a
 Llama with an untied head and random weights, made here. Each is planned, then run at once, so that both meet the machine as it is, each
@@ -117,15 +117,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/plan"))
     parser.add_argument("--only", nargs="*", choices=list(CHANGES), default=list(CHANGES))
     parser.add_argument("--clock", choices=["clock", "cpu"], default="clock", help="what calibration and stages are timed with")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of all three recipes: training.precision=float32")
     given = parser.parse_args()
     figures: dict[str, Any] = {"threads": torch.get_num_threads(), "timed_with": given.clock}
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
     for name in given.only:
         shutil.rmtree(given.out / name, ignore_errors=True)
-        recipe = load_recipe(DEMO, overrides=[f"name={name}", *SMALL, *CHANGES[name]])
+        recipe = load_recipe(DEMO, overrides=[f"name={name}", *SMALL, *CHANGES[name], *given.set])
         if name == "llama":
             other_model(recipe, (given.out / "model").resolve())
-            recipe = load_recipe(DEMO, overrides=[f"name={name}", *SMALL, *CHANGES[name], "model.file=null",
+            recipe = load_recipe(DEMO, overrides=[f"name={name}", *SMALL, *CHANGES[name], *given.set, "model.file=null",
                                                   f"model.source={(given.out / 'model').resolve()}"])
         made = in_a_process(plan, recipe, clock=clock)
         print(f"\n{name}: " + "\n".join(made.assumptions[1:]), flush=True)

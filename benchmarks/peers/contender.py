@@ -35,6 +35,7 @@ class Turn:
         peak_gib: the most memory the process ever held.
         threads: that torch was given.
         flops: of the floor's products in one step; 0 for all others.
+        matrix_flops: a second, of one large product; measured by the floor on an accelerator, else 0.
         attention_seconds: that all cores would take for attention alone; 0 where that is not known.
         others: share of the machine's cores that other processes than this one took meanwhile.
     """
@@ -47,6 +48,7 @@ class Turn:
     peak_gib: float
     threads: int
     flops: int = 0
+    matrix_flops: float = 0.0
     attention_seconds: float = 0.0
     others: float = 0.0
 

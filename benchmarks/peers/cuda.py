@@ -1,15 +1,17 @@
 """The race on one GPU: ours against TRL with Liger's kernels and Unsloth, 4,096 tokens a row. It has not run: no GPU was at hand.
 
-Two models: SmolLM2-135M, and one of Llama 3's 8B shape with random weights. ``share_of_floor`` is the share of the rate at which the card
-runs the step's own products alone.
+Two models: SmolLM2-135M, and one of Llama 3's 8B shape with random weights. ``_vs_floor`` is the share of the rate at which the card runs
+the step's own products alone, ``_of_matrix_rate`` what the products of ours make of the rate of one large product.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peers.contender import Turn
 from peers.data import Shape, model_folder, rows_folder
 from peers.race import Track, middle, race, ratio, spread, summary, tell, tokens
 
@@ -37,9 +39,19 @@ def figures(track: Track, *, rounds: int) -> dict[str, Any]:
         for other in ("floor", *PEERS):
             ratios = ratio(turns, "ours", other, tokens)
             found[f"{name}_vs_{other}"], found[f"{name}_vs_{other}_spread"] = summary(ratios), spread(ratios)
+        found[f"{name}_of_matrix_rate"] = _of_matrix_rate(turns)
         found[name] = {one: {"tokens_per_second": middle(held, tokens), "peak_gib": held[-1].peak_gib}
                        for one, held in turns.items() if held}
     return found
+
+
+def _of_matrix_rate(turns: Mapping[str, Sequence[Turn]]) -> float | None:
+    """FLOPs a second of the products of our steps, by the floor's count, as a share of the card's in one large product."""
+    floor, speed = turns.get("floor", ()), middle(turns.get("ours", ()), tokens)
+    if not floor or speed is None:
+        return None
+    turn = floor[-1]
+    return round(speed * turn.flops * turn.steps / turn.tokens / turn.matrix_flops, 3)
 
 
 def _random_model(folder: Path, like: Path) -> Path:

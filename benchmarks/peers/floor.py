@@ -26,6 +26,7 @@ from torch import Tensor
 from peers.turns import Turns, asked
 from transllm.model import compute_dtype, load_folder, place
 from transllm.model.load import weight_of
+from transllm.model.precision import matrix_flops
 from transllm.training import Rows
 
 _TOKENS = 2048
@@ -61,8 +62,8 @@ class Products:
         """All of them, once."""
         for call in self._calls:
             call()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()
 
 
 def add_linear(products: Products, weight_oi: Tensor, *, rank: int, tokens: int) -> None:
@@ -117,11 +118,13 @@ def label_share(rows: Rows) -> float:
 def main() -> None:
     """Run the products in turns until the input ends; a step is all of them once."""
     ask = asked()
-    turns = Turns(ask["warm"])
+    turns, device = Turns(ask["warm"]), torch.device(ask["device"])
     rows = Rows.open(Path(ask["rows"]))
     tokens = max(_TOKENS, typical_length(rows))
-    products = products_of(Path(ask["model"]), rows, rank=ask["lora"]["r"], device=torch.device(ask["device"]), tokens=tokens)
+    products = products_of(Path(ask["model"]), rows, rank=ask["lora"]["r"], device=device, tokens=tokens)
     turns.flops = products.flops
+    if device.type != "cpu":
+        turns.matrix_flops = matrix_flops(compute_dtype("auto", device))
     with torch.inference_mode():
         while True:
             products.run()

@@ -32,6 +32,8 @@ class Turns:
         os.dup2(2, 1)
         self.flops = 0
         """Of one step, where it is known: the floor's."""
+        self.matrix_flops = 0.0
+        """A second, of one large product, where the floor was to measure it."""
         self.attention_seconds = 0.0
         """Of the turn, as if all cores had done nothing else meanwhile; where it is known: ours, with compiled kernels."""
         self._begin(warm)
@@ -48,7 +50,7 @@ class Turns:
             return
         turn = {"steps": self._steps, "tokens": self._tokens, "labels": self._labels, "seconds": time.perf_counter() - self._started,
                 "cpu_seconds": time.process_time() - self._cpu, "peak_gib": peak_gib(), "threads": _threads(), "flops": self.flops,
-                "attention_seconds": self.attention_seconds}
+                "matrix_flops": self.matrix_flops, "attention_seconds": self.attention_seconds}
         print(json.dumps(turn), file=self._out, flush=True)
         line = sys.stdin.readline()
         if not line:
