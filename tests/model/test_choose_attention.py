@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +62,17 @@ def test_one_that_is_not_installed_is_an_error_that_names_the_way_out(make_chat_
     with pytest.raises(ModelError, match=r"'flash_attention_2' cannot be used.*Set 'training.attention' to auto"):
         choose_attention(model, "flash_attention_2")
     assert model.config._attn_implementation == before
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in torch and in transformers
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++, which is not installed")
+def test_flex_attention_keeps_documents_apart(make_chat_model: Make) -> None:
+    """Forward, which is all that a processor has of it."""
+    model = make_chat_model("tied")
+    expected = _alone(model)
+    model.set_attn_implementation("flex_attention")
+    torch.testing.assert_close(hidden_states(model, _ids(), Documents(LENGTHS)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in torch and in transformers

@@ -17,8 +17,9 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 aten = torch.ops.aten
 NAME = "pretend"
 
-# An accelerator takes the processor's tensors here; numbers (tensors without dimensions) it takes everywhere.
-_TAKES_BOTH = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+# An accelerator takes the processor's tensors here: to bring them over, and as indices. Numbers (no dimensions) it takes everywhere.
+_BRINGS = {aten.copy_.default, aten._to_copy.default}
+_INDEXES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class _Module(_DummyBackendModule):
@@ -87,8 +88,9 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives: on the device if one of its tensors is there, unless it names another."""
     tensors = [leaf for leaf in trees.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     here = any(isinstance(tensor, Pretend) for tensor in tensors)
-    strangers = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, Pretend) and tensor.dim()]
-    if here and strangers and func not in _TAKES_BOTH:
+    bound = tensors if func not in _INDEXES else [leaf for leaf in (args[0], *args[2:]) if isinstance(leaf, Tensor)]
+    strangers = [tuple(tensor.shape) for tensor in bound if not isinstance(tensor, Pretend) and tensor.dim()]
+    if here and strangers and func not in _BRINGS:
         raise RuntimeError(f"{func} was given tensors of the processor, {strangers}, beside the accelerator's")
     if func is aten._fused_sdp_choice.default:
         return 0  # attention in single operations

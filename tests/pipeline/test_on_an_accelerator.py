@@ -95,7 +95,9 @@ def test_the_device_tells_what_is_on_the_wrong_one() -> None:
         there, here = torch.ones(3, device="pretend"), torch.ones(3)
         assert (there + 1).device.type == torch.accelerator.current_accelerator().type == "pretend"
         assert there.to("cpu").tolist() == [1, 1, 1]
-        for wrong in (lambda: there + here, lambda: there.numpy(), lambda: there.index_select(0, torch.tensor([0]))):
+        assert there[torch.tensor([0, 2])].device.type == "pretend"
+        for wrong in (lambda: there + here, lambda: there.numpy(), lambda: there.index_select(0, torch.tensor([0])),
+                      lambda: there.index_put_((torch.tensor([0]),), torch.ones(1)), lambda: here[there.long()]):
             try:
                 wrong()
             except (RuntimeError, TypeError):
