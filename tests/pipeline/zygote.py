@@ -1,7 +1,8 @@
 """A process that has imported everything and forks a command line for each request: a run in milliseconds, not in seconds.
 
 Each line of its standard input is a request: ``{"args": [...], "folder": ..., "input": ..., "file_limit": bytes or null, "environment":
-{...}}`` starts a command, ``{"wait": PID}`` waits for its end. Each answer is a line of JSON.
+{...}}`` starts a command, ``{"wait": PID}`` waits for its end. Each answer is a line of JSON. With PRETEND_DEVICE in its environment a
+command finds an accelerator (``pretend_device.py``).
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ m: micro_tokens; k: bins at once, one for each core, 1 on an accelerator):
   accelerator. A processor's resident memory grows with the logarithm of the steps s, as the largest of many chance readings does: ever
   more of its lanes' tops coincide, and glibc keeps what they freed. ``1.2 + 0.15 ln s`` times what comes and goes lies between what
   models took with compiled kernels, which hardly grows, and with torch's (docs/architecture.md); 1.8 is taken for what writes. Blocks
-  of logits over 32 MiB are no part of that: they are few, and lie where the last ones lay (``model.pages.keeping_freed``; before, glibc
-  mapped and unmapped them one by one). In float32, where they are that large, three recipes then took 1 to 12 % more than planned.
+  of logits over 32 MiB are no part of that: they were seen to take their own size and no more, when glibc still mapped and unmapped them
+  one by one and since training keeps what it frees (``model.pages.keeping_freed``).
 
 Disk: a full model for extend and for merge; ``4 t`` bytes an adapter, and its rows; checkpoints while a training stage runs, three of
 ``12 t`` at the moment when one is written.
@@ -43,7 +43,7 @@ _RUNTIME = {"cpu": 0.4, "other": 0.8}  # GiB of Python and torch; of an accelera
 _LEFT = {"cpu": 0.25, "other": 0.0}  # GiB that the stages before leave in a process
 _LOST = {"cpu": 1.8, "other": 1.1}
 _GROWTH = (1.2, 0.15)
-_MAPPED = 2**25  # bytes; larger blocks leave no holes that others cannot fill
+_MAPPED = 2**25  # bytes; of larger blocks nothing is lost
 _NF4 = 0.516  # bytes a weight: 4 bits, a byte for 64 weights, 4 bytes for 256 of these
 _START = 2.0  # seconds of a stage: tokenizers, manifest
 _READ_GIBS = 0.5  # weights from a disk, GiB a second
