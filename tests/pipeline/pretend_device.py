@@ -7,11 +7,11 @@ or about kernels that a real device has of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as trees
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
@@ -86,12 +86,13 @@ class Pretend(Tensor):
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives: on the device if one of its tensors is there, unless it names another."""
-    tensors = [leaf for leaf in trees.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = _tensors((*args, *kwargs.values()))
     here = any(isinstance(tensor, Pretend) for tensor in tensors)
-    bound = tensors if func not in _INDEXES else [leaf for leaf in (args[0], *args[2:]) if isinstance(leaf, Tensor)]
-    strangers = [tuple(tensor.shape) for tensor in bound if not isinstance(tensor, Pretend) and tensor.dim()]
-    if here and strangers and func not in _BRINGS:
-        raise RuntimeError(f"{func} was given tensors of the processor, {strangers}, beside the accelerator's")
+    if here and func not in _BRINGS:
+        bound = tensors if func not in _INDEXES else _tensors((args[0], *args[2:]))
+        strangers = [tuple(tensor.shape) for tensor in bound if not isinstance(tensor, Pretend) and tensor.dim()]
+        if strangers:
+            raise RuntimeError(f"{func} was given tensors of the processor, {strangers}, beside the accelerator's")
     if func is aten._fused_sdp_choice.default:
         return 0  # attention in single operations
     if func is aten.copy_.default:
@@ -100,8 +101,10 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("device") is not None:
         here = torch.device(kwargs["device"]).type == NAME
         kwargs = kwargs | {"device": torch.device("cpu")}
+    result = func(*_each(_inner, args), **{name: _each(_inner, value) for name, value in kwargs.items()})
+    if not here:
+        return result
     known = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, Pretend)}  # what is changed in place stays what it is
-    result = func(*trees.tree_map(_inner, args), **trees.tree_map(_inner, kwargs))
 
     def outer(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or isinstance(leaf, Pretend):
@@ -109,11 +112,29 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         same = known.get(id(leaf))
         return Pretend(leaf) if same is None or same.shape != leaf.shape else same
 
-    return trees.tree_map(outer, result) if here else result
+    return _each(outer, result)
 
 
 def _inner(leaf: Any) -> Any:
     return leaf.inner if isinstance(leaf, Pretend) else leaf
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """All tensors of an operation's arguments, those in lists too."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """An argument or a result with each of its leaves changed."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_each(change, one) for one in value])
+    return change(value)
 
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
