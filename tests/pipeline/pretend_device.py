@@ -28,12 +28,6 @@ class _Module(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float32, torch.bfloat16]
 
-    def is_autocast_enabled(self) -> bool:
-        return False
-
-    def get_autocast_dtype(self) -> torch.dtype:
-        return torch.bfloat16
-
     def get_rng_state(self, device: Any = None) -> Tensor:
         return torch.get_rng_state()
 
@@ -79,9 +73,6 @@ class Pretend(Tensor):
 
     def untyped_storage(self) -> torch.UntypedStorage:
         return self.inner.untyped_storage()
-
-    def data_ptr(self) -> int:
-        return self.inner.data_ptr()
 
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -15,20 +15,21 @@ from typing import Any
 
 import pytest
 
+from transllm.files import read_jsonl
+
 PRETEND = {"PRETEND_DEVICE": "1"}
-PLAIN: dict[str, Any] = {"training": {"lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "compile": "off"}, "pretrain": {"tokens": 800},
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+PLAIN: dict[str, Any] = {"training": {"lora": LORA, "compile": "off"}, "pretrain": {"tokens": 800},
                          "bitext": {"tokens": 1500}, "finetune": {"tokens": 800}}
 # All that works otherwise with an accelerator's tensors: layers computed again, peft's own layers, the original's logits, drawn words.
 OTHERWISE: dict[str, Any] = PLAIN | {
-    "training": {"lora": {"r": 4, "alpha": 8, "dropout": 0.0, "variant": "dora"}, "compile": "off", "gradient_checkpointing": True,
-                 "precision": "bfloat16"},
+    "training": {"lora": LORA | {"variant": "dora"}, "compile": "off", "gradient_checkpointing": True, "precision": "bfloat16"},
     "recover": {"by": "both"}, "bridge": {"translator": "self"}, "finetune": {"tokens": 800, "own": 0.2, "own_words": "distribution"}}
 
 
 def _figures(run: Path, stage: str) -> list[list[float]]:
-    lines = [json.loads(line) for line in (run / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     names = ("loss", "gradient_norm", "bits_per_byte", "held_out_bits_per_byte", "kl_to_original")
-    return [[line[name] for name in names if name in line] for line in lines]
+    return [[line[name] for name in names if name in line] for line in read_jsonl(run / stage / "log.jsonl")]
 
 
 @pytest.fixture(scope="module")

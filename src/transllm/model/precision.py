@@ -52,9 +52,7 @@ def _clearly_faster(rows: int, most: float) -> bool:
 def _seconds(dtype: torch.dtype, rows: int) -> float:
     """Of one product of a small model's size."""
     left, right = torch.ones(rows, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
-    start = time.perf_counter()
-    left @ right
-    return time.perf_counter() - start
+    return _spent(lambda: left @ right, time.perf_counter)
 
 
 def compute_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
@@ -72,19 +70,32 @@ _LARGEST, _LONG = 8192, 0.005
 def measure_tflops(dtype: torch.dtype, *, seconds: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> float:
     """Speed of a large matrix product on the default device, in 10¹² FLOPs a second of the clock; takes ``seconds`` of it."""
     device, size = default_device(), 1024
-    while True:
-        left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-        (left @ right).sum().item()  # the first product pays for packing and code generation; .item() waits for it
-        start = clock()
-        (left @ right)[0, 0].item()
-        if device.type == "cpu" or size == _LARGEST or clock() - start > _LONG:
-            break
+    multiply = _product(size, dtype, device)
+    while device.type != "cpu" and size < _LARGEST and _spent(multiply, clock) < _LONG:
         size *= 2
+        multiply = _product(size, dtype, device)
     products, start = 0, clock()
     while (spent := clock() - start) < seconds:
-        (left @ right)[0, 0].item()
+        multiply()
         products += 1
     return 2 * size**3 * products / spent / 1e12
+
+
+def _product(size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """What multiplies two matrices and waits for it."""
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+
+    def multiply() -> None:
+        (left @ right)[0, 0].item()
+
+    multiply()  # the first product pays for packing and code generation
+    return multiply
+
+
+def _spent(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    work()
+    return clock() - start
 
 
 @functools.cache
